@@ -1,0 +1,177 @@
+package embedded
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// elementsPerMessage bounds the elements of one message: an attribute has at most 64 KiB.
+const elementsPerMessage = 200
+
+var protocols = map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
+
+// elements lists by the name of their set what a sandbox's host ports are made of.
+func elements(a *Attachment) map[string][]nftables.SetElement {
+	sets := map[string][]nftables.SetElement{}
+	for _, address := range a.Addresses {
+		f := familyOf(address.IP)
+		mapped := false
+		for _, p := range a.Ports {
+			if p.HostIP.IsValid() && p.HostIP.Is4() != address.IP.Is4() {
+				continue
+			}
+			mapped = true
+			name, key := mapPorts, []byte{protocols[p.Protocol], 0, 0, 0}
+			if p.HostIP.IsValid() && !p.HostIP.IsUnspecified() {
+				name, key = mapAddressPorts, append(p.HostIP.AsSlice(), key...)
+			}
+			name += f.suffix
+			sets[name] = append(sets[name], nftables.SetElement{
+				Key: append(key, padded(p.HostPort)...), Val: append(address.IP.AsSlice(), padded(p.ContainerPort)...),
+			})
+		}
+		if mapped {
+			name := setHairpins + f.suffix
+			sets[name] = append(sets[name], nftables.SetElement{
+				Key: append(address.IP.AsSlice(), address.IP.AsSlice()...),
+			})
+		}
+	}
+	return sets
+}
+
+// padded is a port as a part of a concatenation, which is a multiple of 4 bytes.
+func padded(port uint16) []byte { return append(binary.BigEndian.AppendUint16(nil, port), 0, 0) }
+
+// addElements adds the host ports of sandboxes to a transaction.
+func addElements(conn *nftables.Conn, table *nftables.Table, attachments []*Attachment) error {
+	all := map[string][]nftables.SetElement{}
+	for _, a := range attachments {
+		for name, es := range elements(a) {
+			all[name] = append(all[name], es...)
+		}
+	}
+	for name, es := range all {
+		for chunk := range slices.Chunk(es, elementsPerMessage) {
+			if err := conn.SetAddElements(&nftables.Set{Table: table, Name: name}, chunk); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// openPorts makes the host ports lead to the sandbox.
+func (w *wiring) openPorts() error {
+	a, n := w.a, w.n
+	if len(a.Ports) == 0 {
+		return nil
+	}
+	// So that 127.0.0.1 of the host may be the other side of a connection; the table keeps the sandbox from using it.
+	if err := sysctl("1", "ipv4", "conf", a.Link, "route_localnet"); err != nil {
+		return err
+	}
+	add := func(conn *nftables.Conn) error { return addElements(conn, n.inet(), []*Attachment{a}) }
+	err := n.change(add, func() {})
+	// Somebody flushed the firewall, or it leads a port of ours, which no other sandbox has, elsewhere (EBUSY before
+	// kernel 5.7): then what is there is left from one that is gone.
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
+		err = n.rebuild()
+	}
+	if err != nil {
+		return err
+	}
+	return forgetFlows(a, netlink.ConntrackOrigDstPort)
+}
+
+// closePorts undoes openPorts, if it was done.
+func (n *Network) closePorts(a *Attachment) error {
+	n.mu.Lock()
+	held := n.ports[a.SandboxID] == a
+	n.mu.Unlock()
+	if !held {
+		return nil
+	}
+	err := n.change(func(conn *nftables.Conn) error { return deleteElements(conn, n.inet(), a) }, func() { n.drop(a) })
+	if errors.Is(err, unix.ENOENT) { // some are not there: Attach came not so far, or somebody flushed the firewall
+		n.drop(a)
+		err = nil
+		if n.config.Enabled {
+			err = n.rebuild()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return forgetFlows(a, netlink.ConntrackReplySrcIP)
+}
+
+// drop lets go of the host ports of a sandbox.
+func (n *Network) drop(a *Attachment) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.ports, a.SandboxID)
+}
+
+func deleteElements(conn *nftables.Conn, table *nftables.Table, a *Attachment) error {
+	for name, es := range elements(a) {
+		for chunk := range slices.Chunk(es, elementsPerMessage) {
+			if err := conn.SetDeleteElements(&nftables.Set{Table: table, Name: name}, chunk); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// change changes elements of the table in one transaction. What done does comes before the table can be made anew.
+func (n *Network) change(add func(conn *nftables.Conn) error, done func()) error {
+	n.transactions.RLock()
+	defer n.transactions.RUnlock()
+	if err := n.transact(add); err != nil {
+		return err
+	}
+	done()
+	return nil
+}
+
+// forgetFlows drops what the kernel remembers of UDP to the host ports of a sandbox: a flow goes on where it went, so a
+// client that does not stop sending would never get to the new sandbox.
+func forgetFlows(a *Attachment, by netlink.ConntrackFilterType) error {
+	for _, address := range a.Addresses {
+		var filters []netlink.CustomConntrackFilter
+		for _, p := range a.Ports {
+			if p.Protocol != "udp" {
+				continue
+			}
+			filter := &netlink.ConntrackFilter{}
+			err := filter.AddProtocol(unix.IPPROTO_UDP)
+			if err == nil && by == netlink.ConntrackReplySrcIP {
+				err = filter.AddIP(by, address.IP.AsSlice())
+			} else if err == nil {
+				err = filter.AddPort(by, p.HostPort)
+			}
+			if err != nil {
+				return err
+			}
+			filters = append(filters, filter)
+		}
+		if len(filters) == 0 {
+			continue
+		}
+		family := netlink.InetFamily(unix.AF_INET6)
+		if address.IP.Is4() {
+			family = unix.AF_INET
+		}
+		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, filters...); err != nil {
+			return fmt.Errorf("forget UDP flows: %w", err)
+		}
+	}
+	return nil
+}
