@@ -1,0 +1,177 @@
+package keeperd_test
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/keeper"
+)
+
+// respawn starts the next keeper and hands over what the daemon kept.
+func (n *node) respawn(containers ...*container) {
+	n.t.Helper()
+	n.spawn()
+	for _, c := range containers {
+		if err := n.client.Adopt(deadline(n.t), c.ID, c.proc); err != nil {
+			n.t.Fatalf("adopt %s: %v", c.ID, err)
+		}
+	}
+	if err := n.client.Settle(deadline(n.t)); err != nil {
+		n.t.Fatal(err)
+	}
+	if hello, err := n.client.Hello(deadline(n.t), "test"); err != nil || !hello.Settled {
+		n.t.Fatalf("hello: %+v, %v", hello, err)
+	}
+}
+
+func TestNoLineIsLostInCrashes(t *testing.T) {
+	n := newNode(t)
+	const lines = 60000
+	c := n.run(nil, "sh", "-c", fmt.Sprintf("i=0; while [ $i -lt %d ]; do i=$((i+1)); echo line $i; done; exit 11", lines))
+	crashes := 0
+	for s, _ := keeper.ReadStatus(c.Dir); !s.Exited() && crashes < 6; s, _ = keeper.ReadStatus(c.Dir) {
+		n.crash()
+		time.Sleep(20 * time.Millisecond)
+		n.respawn(c)
+		crashes++
+		time.Sleep(60 * time.Millisecond)
+	}
+	if s := c.wait(); s.ExitCode != 11 {
+		t.Errorf("status %+v", s)
+	}
+	// A crash between write and discard writes a batch twice: so every line is there, in order of its first time.
+	next, twice := 1, 0
+	for _, line := range strings.Split(strings.TrimSpace(c.output("stdout")), "\n") {
+		if line == fmt.Sprintf("line %d", next) {
+			next++
+		} else if twice++; !slices.Contains(strings.Fields(line), "line") {
+			t.Fatalf("torn: %q", line)
+		}
+	}
+	if next != lines+1 {
+		t.Errorf("line %d is missing", next)
+	}
+	t.Logf("%d crashes, %d lines twice", crashes, twice)
+	c.delete()
+}
+
+func TestAdoptedContainerIsWhole(t *testing.T) {
+	n := newNode(t)
+	c := n.run(nil, "sh", "-c", "trap 'echo bye; exit 12' TERM; echo up; while :; do sleep 0.02; done")
+	c.eventually("up", func() bool { return c.output("stdout") == "up\n" })
+	n.crash()
+	n.respawn(c)
+	w, err := n.client.Watch(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if e, p, err := w.Next(); err != nil || e.Live == nil || e.Live.ID != c.ID || len(p.Output) != 2 {
+		t.Fatalf("got %+v, %v", e, err)
+	}
+	if out, code := c.exec("echo", "in"); out != "in\n" || code != 0 {
+		t.Errorf("exec: %q, %d", out, code)
+	}
+	if err := n.client.Kill(deadline(t), keeper.KillRequest{ID: c.ID, Signal: int(unix.SIGTERM)}); err != nil {
+		t.Fatal(err)
+	}
+	if s := c.wait(); s.ExitCode != 12 {
+		t.Errorf("status %+v", s)
+	}
+	if got := c.output("stdout"); got != "up\nbye\n" {
+		t.Errorf("output %q", got)
+	}
+	c.delete()
+}
+
+func TestDeathWithoutAKeeper(t *testing.T) {
+	n := newNode(t)
+	script := "while [ ! -e /tmp/go ]; do sleep 0.01; done; echo last words; printf 'no newline'; exit 13"
+	kept, dropped := n.run(nil, "sh", "-c", script), n.run(nil, "sh", "-c", script)
+	done := n.run(nil, "sh", "-c", "exit 14")
+	done.wait()
+	n.crash()
+	dropped.proc.Close()
+	for _, c := range []*container{kept, dropped} {
+		f, err := os.Create(fmt.Sprintf("/proc/%d/root/tmp/go", c.pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+	}
+	for _, c := range []*container{kept, dropped} {
+		c.eventually("dead", func() bool {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.pid))
+			return err != nil || strings.Contains(string(b), ") Z ")
+		})
+	}
+	time.Sleep(50 * time.Millisecond) // let the new parent reap
+	n.spawn()
+	if hello, err := n.client.Hello(deadline(t), "test"); err != nil || hello.Settled {
+		t.Errorf("hello: %+v, %v", hello, err)
+	}
+	if s, _ := keeper.ReadStatus(kept.Dir); s.Exited() {
+		t.Errorf("called lost before the daemon said so: %+v", s)
+	}
+	if err := n.client.Adopt(deadline(t), kept.ID, kept.proc); err != nil {
+		t.Fatal(err)
+	}
+	if s := kept.wait(); s.ExitCode != 13 {
+		t.Errorf("status %+v", s)
+	}
+	if got := kept.output("stdout"); got != "last words\nno newline" {
+		t.Errorf("output %q", got)
+	}
+	if err := n.client.Settle(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	if s := dropped.wait(); s.ExitCode != 255 && s.ExitCode != 13 {
+		t.Errorf("status %+v", s)
+	}
+	if s := done.wait(); s.ExitCode != 14 {
+		t.Errorf("status %+v", s)
+	}
+	for _, c := range []*container{kept, dropped, done} {
+		c.delete()
+	}
+}
+
+func TestTerminalSurvivesACrash(t *testing.T) {
+	n := newNode(t)
+	c := n.run(func(r *keeper.StartRequest) { r.Spec.Process.Terminal = true },
+		"sh", "-c", "read a; echo first $a; read b; echo second $b")
+	_, _ = c.proc.Master.WriteString("x\n")
+	c.eventually("first", func() bool { return strings.Contains(c.output("stdout"), "first x") })
+	n.crash()
+	n.respawn(c)
+	_, _ = c.proc.Master.WriteString("y\n")
+	if s := c.wait(); s.ExitCode != 0 {
+		t.Errorf("status %+v", s)
+	}
+	if got := c.output("stdout"); !strings.Contains(got, "second y") {
+		t.Errorf("output %q", got)
+	}
+}
+
+func TestHalfMadeStartIsRemoved(t *testing.T) {
+	n := newNode(t)
+	c := n.run(sharedPID, "sleep", "1000")
+	n.crash()
+	// As if the keeper had died before it recorded the start.
+	if err := os.Remove(c.Dir + "/" + keeper.StatusFile); err != nil {
+		t.Fatal(err)
+	}
+	n.spawn()
+	c.eventually("the process is gone", func() bool {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.pid))
+		return err != nil || strings.Contains(string(b), ") Z ")
+	})
+	c.pid = 0
+	c.checkGone()
+}

@@ -1,0 +1,118 @@
+// Package filters keeps compiled seccomp filters, so that the init of a container does not compile its own: of the time
+// that a start takes, libseccomp's code generator is the largest single part. libcontainer calls libseccomp in the init
+// and has no way to be handed a program, so this package stands between the two, where the linker lets it: it notes the
+// calls that make up a filter and, when the program is asked for, gives the one that the same calls gave before. Any
+// difference in the calls is another filter. That holds as long as all calls that change a filter stand between the two:
+// when libcontainer comes to use seccomp_merge, seccomp_reset, seccomp_arch_remove or seccomp_syscall_priority, they have
+// to be added here.
+//
+// It is not a compiler and never loads a filter.
+package filters
+
+// #cgo pkg-config: libseccomp
+// #cgo CFLAGS: -Wall -Wextra -O2
+// #cgo LDFLAGS: -Wl,--wrap=seccomp_init -Wl,--wrap=seccomp_arch_add -Wl,--wrap=seccomp_attr_set
+// #cgo LDFLAGS: -Wl,--wrap=seccomp_rule_add_array -Wl,--wrap=seccomp_rule_add_exact_array -Wl,--wrap=seccomp_export_bpf
+// #include "filters.h"
+import "C"
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// FD is the descriptor that the cache has in the keeper: an init finds it by this number.
+const FD = C.FILTERS_FD
+
+const (
+	magic      = C.FILTERS_MAGIC
+	maxEntries = C.FILTERS_MAX
+	size       = C.FILTERS_SIZE
+	headerSize = 16
+	entrySize  = 16
+)
+
+// Cache is what the init processes read. The methods may be called at the same time.
+type Cache struct {
+	mu    sync.Mutex
+	file  *os.File
+	count uint32
+	end   uint32
+}
+
+// Open makes an empty cache with the descriptor FD, for every process that this one executes as "init" to read.
+func Open() (*Cache, error) {
+	fd, err := unix.MemfdCreate(C.FILTERS_NAME, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make memory for seccomp filters: %w", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, size); err != nil {
+		return nil, fmt.Errorf("make memory for seccomp filters: %w", err)
+	}
+	if _, err := unix.FcntlInt(FD, unix.F_GETFD, 0); err == nil {
+		return nil, fmt.Errorf("keep seccomp filters: descriptor %d is in use", FD)
+	}
+	if err := unix.Dup3(fd, FD, unix.O_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("keep seccomp filters: %w", err)
+	}
+	c := &Cache{file: os.NewFile(FD, C.FILTERS_NAME), end: headerSize + maxEntries*entrySize}
+	return c, c.writeHeader()
+}
+
+// Close gives the memory back.
+func (c *Cache) Close() error { return c.file.Close() }
+
+// Add keeps the program of a filter: what a recording process wrote (see Record). A cache that is full takes no more:
+// a node has a handful of profiles.
+func (c *Cache) Add(recording []byte) error {
+	if len(recording) < 4 {
+		return fmt.Errorf("read recorded filter: %d bytes", len(recording))
+	}
+	calls := binary.NativeEndian.Uint32(recording)
+	body := recording[4:]
+	if uint64(calls) >= uint64(len(body)) {
+		return fmt.Errorf("read recorded filter: %d bytes of calls in %d", calls, len(body))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.count == maxEntries || uint64(c.end)+uint64(len(body)) > size {
+		return fmt.Errorf("keep seccomp filter: the cache is full with %d", c.count)
+	}
+	if _, err := c.file.WriteAt(body, int64(c.end)); err != nil {
+		return err
+	}
+	entry := make([]byte, 0, entrySize)
+	for _, v := range []uint32{c.end, calls, uint32(len(body)) - calls, 0} {
+		entry = binary.NativeEndian.AppendUint32(entry, v)
+	}
+	if _, err := c.file.WriteAt(entry, headerSize+int64(c.count)*entrySize); err != nil {
+		return err
+	}
+	// The count goes last: a process that reads now sees the entry whole or not at all.
+	c.count++
+	c.end += uint32(len(body))
+	return c.writeHeader()
+}
+
+func (c *Cache) writeHeader() error {
+	header := binary.NativeEndian.AppendUint64(nil, magic)
+	header = binary.NativeEndian.AppendUint32(header, c.count)
+	_, err := c.file.WriteAt(header, 0)
+	return err
+}
+
+// Len returns how many filters there are.
+func (c *Cache) Len() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return int(c.count)
+}
+
+// Record makes this process one that compiles a filter for the cache: when libseccomp is asked for the program, the
+// process writes the calls and the program to f and exits.
+func Record(f *os.File) { C.filters_record(C.int(f.Fd())) }

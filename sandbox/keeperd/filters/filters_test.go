@@ -1,0 +1,171 @@
+package filters
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	libseccomp "github.com/seccomp/libseccomp-golang"
+)
+
+// The test binary is also the init that asks for a program and the process that records one: like the keeper's.
+func TestMain(m *testing.M) {
+	if len(os.Args) < 3 || os.Args[1] != "init" && os.Args[1] != "record" {
+		os.Exit(m.Run())
+	}
+	if os.Args[1] == "record" {
+		Record(os.Stdout)
+	}
+	if err := export(os.Args[2]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(3)
+	}
+}
+
+// variants are filters that differ from the first in one thing each.
+var variants = []string{"", "action", "arch", "log", "call", "arguments", "value", "exact", "fewer"}
+
+// export makes a filter and writes its program to standard output.
+func export(variant string) error {
+	action := libseccomp.ActErrno.SetReturnCode(1)
+	if variant == "action" {
+		action = libseccomp.ActErrno.SetReturnCode(2)
+	}
+	f, err := libseccomp.NewFilter(action)
+	if err != nil {
+		return err
+	}
+	if variant == "arch" {
+		err = f.AddArch(libseccomp.ArchX86)
+	}
+	if err == nil && variant == "log" {
+		err = f.SetLogBit(true)
+	}
+	for call := range libseccomp.ScmpSyscall(40) {
+		if err == nil && !(variant == "fewer" && call == 39) {
+			err = f.AddRule(call, libseccomp.ActAllow)
+		}
+	}
+	if err == nil && variant == "call" {
+		err = f.AddRule(41, libseccomp.ActAllow)
+	}
+	var value uint64 = 5
+	if variant == "value" {
+		value = 6
+	}
+	condition, cerr := libseccomp.MakeCondition(1, libseccomp.CompareEqual, value)
+	add := f.AddRuleConditional
+	if variant == "exact" {
+		add = f.AddRuleConditionalExact
+	}
+	if err == nil && cerr == nil && variant != "arguments" {
+		err = add(50, libseccomp.ActAllow, []libseccomp.ScmpCondition{condition})
+	}
+	if err != nil || cerr != nil {
+		return fmt.Errorf("%w, %w", err, cerr)
+	}
+	return f.ExportBPF(os.Stdout)
+}
+
+func run(t *testing.T, mode, variant string) []byte {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", mode, variant)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %q: %v: %s", mode, variant, err, stderr.String())
+	}
+	return out
+}
+
+func program(recording []byte) []byte { return recording[4+binary.NativeEndian.Uint32(recording):] }
+
+func TestAnInitGetsTheProgramOfItsOwnCalls(t *testing.T) {
+	compiled := map[string][]byte{}
+	for _, v := range variants {
+		compiled[v] = run(t, "init", v) // there is no cache yet
+	}
+	c, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	recording := run(t, "record", "")
+	if !bytes.Equal(program(recording), compiled[""]) {
+		t.Error("the recorded program is another than the compiled one")
+	}
+	// The cache has a program that no compiler makes, to tell where an answer comes from.
+	marked := append([]byte(nil), recording...)
+	copy(program(marked), "from the cache")
+	if err := c.Add(marked); err != nil {
+		t.Fatal(err)
+	}
+	if got := run(t, "init", ""); !bytes.Equal(got, program(marked)) {
+		t.Error("the cache was not used")
+	}
+	for _, v := range variants[1:] {
+		if got := run(t, "init", v); !bytes.Equal(got, compiled[v]) {
+			t.Errorf("%s: got the program of another filter", v)
+		}
+	}
+}
+
+func TestManyFilters(t *testing.T) {
+	c, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, v := range variants {
+		if err := c.Add(run(t, "record", v)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.Len() != len(variants) {
+		t.Errorf("%d filters, want %d", c.Len(), len(variants))
+	}
+	for _, v := range variants {
+		if got := run(t, "init", v); !bytes.Equal(got, program(run(t, "record", v))) {
+			t.Errorf("%q: got another program than the one compiled", v)
+		}
+	}
+}
+
+func TestABadOrSuperfluousRecordingIsRefused(t *testing.T) {
+	c, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, recording := range [][]byte{nil, {1, 0}, {9, 0, 0, 0, 1, 2}, {2, 0, 0, 0, 1, 2}} {
+		if err := c.Add(recording); err == nil {
+			t.Errorf("%v was taken", recording)
+		}
+	}
+	for range maxEntries {
+		if err := c.Add([]byte{1, 0, 0, 0, 7, 8}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Add([]byte{1, 0, 0, 0, 7, 8}); err == nil {
+		t.Error("more was taken than there is room for")
+	}
+}
+
+func TestTheCacheNeedsItsDescriptor(t *testing.T) {
+	c, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(); err == nil {
+		t.Error("a second cache took the descriptor of the first")
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,27 @@
+package keeperd
+
+import (
+	"os"
+
+	"github.com/opencontainers/runc/libcontainer"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C part of the re-executed init
+
+	_ "github.com/gantry-cri/gantry/sandbox/keeperd/podinit" // the init of shared PID namespaces, in C
+	"github.com/gantry-cri/gantry/sandbox/keeperd/stage"
+)
+
+// Init becomes the init of a container, or a compiler of a seccomp filter, if the process was executed for that, and then
+// does not return. Call it first thing, from an init function of the program.
+func Init() {
+	if len(os.Args) < 2 {
+		return
+	}
+	switch os.Args[1] {
+	case "init":
+		libcontainer.Init()
+	case compileArg:
+		compileFilter()
+	case stage.CompilerVerb:
+		stage.CompilerMain()
+	}
+}

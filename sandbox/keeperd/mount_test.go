@@ -1,0 +1,166 @@
+package keeperd_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/gantry-cri/gantry/sandbox/keeper"
+)
+
+func TestManyLayers(t *testing.T) {
+	n := newNode(t)
+	c := n.container(nil, "sh", "-c", "cat /layer-000 /layer-119")
+	var lower []string
+	for i := range 120 {
+		dir := filepath.Join(n.dir, "layers", strings.Repeat("x", 60), fmt.Sprintf("%03d", i))
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(fmt.Sprintf("%s/layer-%03d", dir, i), []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		lower = append(lower, dir)
+	}
+	c.Rootfs[0].Options[0] = "lowerdir=" + strings.Join(append(lower, image), ":")
+	if len(c.Rootfs[0].Options[0]) < 2*os.Getpagesize() {
+		t.Fatal("too short to test anything")
+	}
+	c.begin()
+	if s := c.wait(); s.ExitCode != 0 {
+		t.Errorf("status %+v", s)
+	}
+	if b, _ := os.ReadFile(c.LogPath); !strings.HasSuffix(string(b), " stdout P xx\n") {
+		t.Errorf("log %q", b)
+	}
+}
+
+func TestReadOnlyBindRootfs(t *testing.T) {
+	c := newNode(t).run(func(r *keeper.StartRequest) {
+		r.Rootfs = []specs.Mount{{Type: "bind", Source: image, Options: []string{"rbind", "ro"}}}
+		r.Spec.Root.Readonly = true
+	}, "sh", "-c", "touch /x || exit 3")
+	if s := c.wait(); s.ExitCode != 3 {
+		t.Errorf("status %+v", s)
+	}
+	c.delete()
+	if _, err := os.Stat(filepath.Join(image, "x")); err == nil {
+		t.Error("the image was written to")
+	}
+}
+
+// TestSharedHostMounts runs the keeper where all mounts are shared, as on a node with systemd.
+func TestSharedHostMounts(t *testing.T) {
+	dir := t.TempDir()
+	script := filepath.Join(dir, "shared-keeper")
+	text := "#!/bin/sh\nexec unshare -m --propagation shared " + binary + ` "$@"` + "\n"
+	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	plain := binary
+	binary = script
+	n := newNode(t)
+	binary = plain
+	volume := filepath.Join(n.dir, "volume")
+	if err := os.MkdirAll(volume+"/sub", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mount := func(r *keeper.StartRequest) {
+		r.Spec.Mounts = append(r.Spec.Mounts, specs.Mount{
+			Type: "bind", Source: volume, Destination: "/volume", Options: []string{"rbind", "rslave"},
+		})
+	}
+	c := n.run(mount, "sh", "-c", "echo up; while [ ! -e /volume/sub/late ]; do sleep 0.01; done; echo seen; sleep 1000")
+	c.eventually("up", func() bool { return c.output("stdout") == "up\n" })
+	mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", n.pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(mounts), "\n") {
+		if strings.Contains(line, c.ID) || strings.Contains(line, "/volume ") {
+			t.Errorf("the host has %s", line)
+		}
+	}
+	if !strings.Contains(string(mounts), "/keeper/rootfs ") {
+		t.Errorf("the private mount is missing: %s", mounts)
+	}
+	// A volume that is mounted on the host after the start reaches the container.
+	late := "mount -t tmpfs late " + volume + "/sub && touch " + volume + "/sub/late"
+	if out, err := nsenter(n.pid(), "sh", "-c", late); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	c.eventually("seen", func() bool { return c.output("stdout") == "up\nseen\n" })
+	c.delete()
+	if out, err := nsenter(n.pid(), "umount", volume+"/sub"); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+func TestSeccompIsInForce(t *testing.T) {
+	errno := uint(38)
+	c := newNode(t).run(func(r *keeper.StartRequest) {
+		r.Spec.Linux.Seccomp = &specs.LinuxSeccomp{
+			DefaultAction: specs.ActAllow,
+			Architectures: []specs.Arch{specs.ArchX86_64},
+			Syscalls: []specs.LinuxSyscall{{
+				Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno, ErrnoRet: &errno,
+			}},
+		}
+	}, "sleep", "1000")
+	if out, code := c.exec("mkdir", "/d"); code == 0 || !strings.Contains(out, "Function not implemented") {
+		t.Errorf("got %q, %d", out, code)
+	}
+}
+
+func TestFloodIsLoggedWhole(t *testing.T) {
+	c := newNode(t).run(nil, "sh", "-c", "yes 0123456789abcdef0123456789abcdef0123456789abcdef | head -c 60000000")
+	s := c.wait()
+	got := c.output("stdout")
+	if s.ExitCode != 0 || len(got) != 60000000 {
+		t.Fatalf("%d bytes, status %+v", len(got), s)
+	}
+	d := s.Finished.Sub(s.Started)
+	t.Logf("%.0f MB/s", 60/d.Seconds())
+}
+
+// TestUnterminatedOutputDoesNotBlock fills the FIFO without ever ending a line.
+func TestUnterminatedOutputDoesNotBlock(t *testing.T) {
+	c := newNode(t).run(nil, "sh", "-c", "yes x | tr -d '\\n' | dd bs=3001 count=200 iflag=fullblock; printf end")
+	if s := c.wait(); s.ExitCode != 0 {
+		t.Errorf("status %+v", s)
+	}
+	if b, _ := os.ReadFile(c.LogPath); !strings.HasSuffix(string(b), "xend\n") {
+		t.Errorf("log ends with %q", b[max(0, len(b)-60):])
+	}
+	if got := len(c.output("stdout")); got != 200*3001+3 {
+		t.Errorf("%d bytes", got)
+	}
+}
+
+func TestLineInPiecesIsOneRecord(t *testing.T) {
+	c := newNode(t).run(nil, "sh", "-c", "printf one; printf ' '; sleep 0.01; echo line; printf prompt; sleep 1000")
+	c.eventually("the prompt is logged", func() bool { return c.output("stdout") == "one line\nprompt" })
+	b, _ := os.ReadFile(c.LogPath)
+	if !strings.Contains(string(b), " F one line\n") || !strings.HasSuffix(string(b), " P prompt\n") {
+		t.Errorf("log %q", b)
+	}
+}
+
+// TestLargeWriteBehindAnUnterminatedLine is slow by seconds when the reader waits to be woken: a write that finds the
+// FIFO not empty and fills it wakes nobody.
+func TestLargeWriteBehindAnUnterminatedLine(t *testing.T) {
+	c := newNode(t).run(nil, "sh", "-c",
+		"for i in 1 2 3 4 5; do printf prompt; dd if=/dev/zero bs=300001 count=1; sleep 0.3; done 2>/dev/null")
+	s := c.wait()
+	if d := s.Finished.Sub(s.Started); d > 4*time.Second {
+		t.Errorf("took %v", d)
+	}
+	if got := len(c.output("stdout")); got != 5*(300001+6) {
+		t.Errorf("%d bytes", got)
+	}
+}

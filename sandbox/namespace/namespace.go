@@ -1,0 +1,277 @@
+// Package namespace makes Linux namespaces that live without a process: each is pinned by a bind mount below one
+// private tmpfs. It is not about the namespaces of a single container (mount, PID, cgroup), which the keeper makes.
+package namespace
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Files of a pin directory.
+const (
+	Net    = "net"
+	IPC    = "ipc"
+	UTS    = "uts"
+	Userns = "user"
+	Shm    = "shm"
+)
+
+// ShmSize is the size of a sandbox's /dev/shm: 64 MiB, as every runtime has it.
+const ShmSize = 64 << 20
+
+// Options says which namespaces to make and how they begin.
+type Options struct {
+	Net, IPC, UTS bool
+	// Hostname is set in the new UTS namespace.
+	Hostname string
+	// Sysctls are written in the new namespaces; the keys are dotted. CheckSysctls has been called.
+	Sysctls map[string]string
+	// User, when not nil, makes a user namespace that owns the others.
+	User *User
+}
+
+// OpenDir makes dir the place of the pins: a tmpfs of its own, private so that pins do not propagate to other mount
+// namespaces, where they would keep what they pin alive. It is idempotent.
+func OpenDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make pin directory: %w", err)
+	}
+	mounted, err := isMountPoint(dir)
+	if err != nil || mounted {
+		return err
+	}
+	if err := unix.Mount("gantry-pins", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		return fmt.Errorf("mount pin directory %s: %w", dir, err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make pin directory %s private: %w", dir, err)
+	}
+	return nil
+}
+
+// CloseDir undoes OpenDir when no pin is left; it reports whether it did.
+func CloseDir(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) > 0 {
+		return false
+	}
+	return unix.Unmount(dir, 0) == nil
+}
+
+func isMountPoint(dir string) (bool, error) {
+	var own, parent unix.Stat_t
+	if err := unix.Stat(dir, &own); err != nil {
+		return false, fmt.Errorf("stat %s: %w", dir, err)
+	}
+	if err := unix.Stat(filepath.Dir(dir), &parent); err != nil {
+		return false, fmt.Errorf("stat %s: %w", filepath.Dir(dir), err)
+	}
+	return own.Dev != parent.Dev, nil
+}
+
+// Make makes the namespaces of opts and pins them as files in dir, which it makes. When it fails, Remove cleans up.
+func Make(dir string, opts Options) error {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make pin directory: %w", err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		// The thread is never unlocked: it ends with the goroutine, and nobody else runs in its namespaces.
+		runtime.LockOSThread()
+		done <- makeInThread(dir, opts)
+	}()
+	return <-done
+}
+
+func makeInThread(dir string, opts Options) error {
+	kinds := map[string]int{}
+	if opts.Net {
+		kinds[Net] = unix.CLONE_NEWNET
+	}
+	if opts.IPC {
+		kinds[IPC] = unix.CLONE_NEWIPC
+	}
+	if opts.UTS {
+		kinds[UTS] = unix.CLONE_NEWUTS
+	}
+	flags := 0
+	for _, f := range kinds {
+		flags |= f
+	}
+	if flags == 0 {
+		return nil
+	}
+	if err := opts.enterNew(dir, kinds, flags); err != nil {
+		return err
+	}
+	if opts.UTS {
+		if err := unix.Sethostname([]byte(opts.Hostname)); err != nil {
+			return fmt.Errorf("set hostname %q: %w", opts.Hostname, err)
+		}
+	}
+	for key, value := range opts.Sysctls {
+		if err := opts.writeSysctl(key, value); err != nil {
+			return err
+		}
+	}
+	for kind := range kinds {
+		if err := pin("/proc/thread-self/ns/"+kind, filepath.Join(dir, kind)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// enterNew moves the calling thread to new namespaces.
+func (o *Options) enterNew(dir string, kinds map[string]int, flags int) error {
+	if o.User != nil {
+		return o.User.enterNew(dir, kinds, flags)
+	}
+	if err := unix.Unshare(flags); err != nil {
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	return nil
+}
+
+func pin(source, target string) error {
+	f, err := os.OpenFile(target, os.O_CREATE|os.O_RDONLY|unix.O_CLOEXEC, 0o400)
+	if err != nil {
+		return fmt.Errorf("pin namespace: %w", err)
+	}
+	_ = f.Close()
+	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("pin namespace %s: %w", target, err)
+	}
+	return nil
+}
+
+// MakeShm mounts a sandbox's /dev/shm in dir and returns its path. It belongs to root, or to the root of user.
+func MakeShm(dir string, user *User) (string, error) {
+	path := filepath.Join(dir, Shm)
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return "", fmt.Errorf("make shm: %w", err)
+	}
+	options := fmt.Sprintf("mode=1777,size=%d", ShmSize)
+	if user != nil {
+		options += fmt.Sprintf(",uid=%d,gid=%d", user.UIDs.Host, user.GIDs.Host)
+	}
+	err := unix.Mount("shm", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
+	if err != nil {
+		return "", fmt.Errorf("mount shm %s: %w", path, err)
+	}
+	return path, nil
+}
+
+// Alive reports whether path is a pinned namespace: a file of nsfs, not the empty file that a reboot leaves.
+func Alive(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
+}
+
+// Remove unpins everything in dir and removes it. It is idempotent and safe on what Make left half-done.
+func Remove(dir string) error {
+	var errs []error
+	for _, name := range []string{Net, IPC, UTS, Userns, Shm} {
+		path := filepath.Join(dir, name)
+		// Detached: a container that still dies must not make this EBUSY. A path mounted over twice needs two rounds.
+		for unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("unpin: %w", err))
+		}
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		errs = append(errs, fmt.Errorf("unpin: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// announceDir is where ip-netns(8) and other tools look for network namespaces.
+const announceDir = "/run/netns"
+
+// Announce makes a network namespace known to tools such as ip-netns(8), as gantry-<first 12 digits of the id>. It is a
+// symbolic link and not a mount: another program may mount over the directory, and a mount of ours below that would be
+// busy for ever. Nothing depends on it, so it is done as well as may be.
+func Announce(id, netns string) {
+	_ = os.MkdirAll(announceDir, 0o755)
+	_ = os.Symlink(netns, announcePath(id))
+}
+
+// Withdraw undoes Announce.
+func Withdraw(id string) {
+	if os.Remove(announcePath(id)) == nil {
+		_ = os.Remove(announceDir) // only goes when empty
+	}
+}
+
+func announcePath(id string) string {
+	return filepath.Join(announceDir, "gantry-"+id[:min(12, len(id))])
+}
+
+// ipcSysctls belong to the IPC namespace (ipc_namespaces(7)).
+var ipcSysctls = map[string]bool{
+	"kernel.msgmax": true, "kernel.msgmnb": true, "kernel.msgmni": true, "kernel.sem": true, "kernel.shmall": true,
+	"kernel.shmmax": true, "kernel.shmmni": true, "kernel.shm_rmid_forced": true,
+}
+
+// CheckSysctls checks that every sysctl belongs to a namespace that the sandbox has of its own: anything else would
+// change the host. The error satisfies errdefs.ErrInvalidArgument.
+func CheckSysctls(sysctls map[string]string, net, ipc bool) error {
+	for key := range sysctls {
+		bad := func(why string) error {
+			return fmt.Errorf("linux.sysctls[%q]: %s: %w", key, why, errdefs.ErrInvalidArgument)
+		}
+		name := strings.ReplaceAll(key, "/", ".")
+		switch {
+		case name == "" || strings.Contains(name, "..") || strings.ContainsAny(name, " \x00\n"):
+			return bad("expected a dotted name")
+		case strings.HasPrefix(name, "net."):
+			if !net {
+				return bad("belongs to the network namespace, and the sandbox is on the host's")
+			}
+		case ipcSysctls[name] || strings.HasPrefix(name, "fs.mqueue."):
+			if !ipc {
+				return bad("belongs to the IPC namespace, and the sandbox uses the host's")
+			}
+		default:
+			return bad("is not a namespaced sysctl; it would change the host")
+		}
+	}
+	return nil
+}
+
+func (o *Options) writeSysctl(key, value string) error {
+	write := func() error { return os.WriteFile(sysctlPath(key), []byte(value), 0) }
+	err := write()
+	if errors.Is(err, os.ErrPermission) && o.User != nil {
+		err = o.User.asRoot(write)
+	}
+	if err != nil {
+		return fmt.Errorf("linux.sysctls[%q]: set %q: %w", key, value, err)
+	}
+	return nil
+}
+
+// sysctlPath turns a key into a path as sysctl(8) does: the first separator decides, so that a name with dots in it (an
+// interface's) can be written with slashes.
+func sysctlPath(key string) string {
+	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
+		key = strings.Map(func(r rune) rune {
+			switch r {
+			case '.':
+				return '/'
+			case '/':
+				return '.'
+			}
+			return r
+		}, key)
+	}
+	return "/proc/sys/" + key
+}

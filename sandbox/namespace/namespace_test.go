@@ -1,0 +1,159 @@
+package namespace
+
+import (
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+func newDir(t *testing.T) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: namespaces and mounts are made")
+	}
+	dir := filepath.Join(t.TempDir(), "pins")
+	for range 2 { // it is idempotent
+		if err := OpenDir(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		if !CloseDir(dir) {
+			t.Errorf("%s is still in use", dir)
+		}
+	})
+	return dir
+}
+
+// in runs f in the namespaces pinned in dir, on a thread that is thrown away.
+func in(t *testing.T, dir string, f func() string) string {
+	t.Helper()
+	out := make(chan string, 1)
+	go func() {
+		runtime.LockOSThread()
+		for _, kind := range []string{Net, IPC, UTS} {
+			fd, err := unix.Open(filepath.Join(dir, kind), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err == nil {
+				err = unix.Setns(fd, 0)
+				_ = unix.Close(fd)
+			}
+			if err != nil {
+				out <- err.Error()
+				return
+			}
+		}
+		out <- f()
+	}()
+	return <-out
+}
+
+func TestMakePinsNamespacesThatLiveAlone(t *testing.T) {
+	dir := filepath.Join(newDir(t), "s")
+	opts := Options{Net: true, IPC: true, UTS: true, Hostname: "pod-host",
+		Sysctls: map[string]string{"net.ipv4.ip_forward": "1", "kernel.shmmni": "1234", "fs.mqueue.msg_max": "77"}}
+	if err := Make(dir, opts); err != nil {
+		t.Fatal(err)
+	}
+	shm, err := MakeShm(dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{Net, IPC, UTS} {
+		if !Alive(filepath.Join(dir, kind)) {
+			t.Errorf("%s is not pinned", kind)
+		}
+	}
+	got := in(t, dir, func() string {
+		var u unix.Utsname
+		_ = unix.Uname(&u)
+		values := []string{unix.ByteSliceToString(u.Nodename[:])}
+		for key := range opts.Sysctls {
+			b, _ := os.ReadFile(sysctlPath(key))
+			if strings.TrimSpace(string(b)) != opts.Sysctls[key] {
+				values = append(values, key+"="+string(b))
+			}
+		}
+		return strings.Join(values, " ")
+	})
+	if got != "pod-host" {
+		t.Errorf("inside: %q, expected the hostname and every sysctl as given", got)
+	}
+	if host, _ := os.Hostname(); host == "pod-host" {
+		t.Error("the host's name was changed")
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(shm, &st); err != nil || st.Blocks*uint64(st.Bsize) != ShmSize {
+		t.Errorf("shm has %d bytes, %v; expected %d", st.Blocks*uint64(st.Bsize), err, ShmSize)
+	}
+	for range 2 {
+		if err := Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("%s is still there: %v", dir, err)
+	}
+}
+
+func TestMakeThatFailsCanBeRemoved(t *testing.T) {
+	dir := filepath.Join(newDir(t), "s")
+	err := Make(dir, Options{Net: true, Sysctls: map[string]string{"net.ipv4.no_such_thing": "1"}})
+	if err == nil || !strings.Contains(err.Error(), "net.ipv4.no_such_thing") {
+		t.Errorf("got %v, expected an error that names the sysctl", err)
+	}
+	if err := Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestAliveIsFalseForTheFileThatARebootLeaves(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "net")
+	if err := os.WriteFile(path, nil, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if Alive(path) || Alive(path+"-missing") {
+		t.Error("alive")
+	}
+}
+
+func TestSysctlsOfTheHostAreRefused(t *testing.T) {
+	for _, tc := range []struct {
+		key      string
+		net, ipc bool
+		ok       bool
+	}{
+		{"net.ipv4.ip_forward", true, true, true},
+		{"net.ipv4.ip_forward", false, true, false},
+		{"net/ipv4/conf/eth0.100/forwarding", true, true, true},
+		{"kernel.shmmax", true, true, true},
+		{"kernel.shmmax", true, false, false},
+		{"fs.mqueue.msg_max", true, true, true},
+		{"kernel.core_pattern", true, true, false},
+		{"kernel.panic", true, true, false},
+		{"net.ipv4..ip_forward", true, true, false},
+		{"net/../kernel/core_pattern", true, true, false},
+		{"", true, true, false},
+	} {
+		err := CheckSysctls(map[string]string{tc.key: "1"}, tc.net, tc.ipc)
+		if tc.ok != (err == nil) || (err != nil && !errdefs.IsInvalidArgument(err)) {
+			t.Errorf("%q net=%t ipc=%t: %v", tc.key, tc.net, tc.ipc, err)
+		}
+	}
+}
+
+func TestSysctlPathTakesEitherSeparator(t *testing.T) {
+	for key, want := range map[string]string{
+		"net.ipv4.ip_forward":               "/proc/sys/net/ipv4/ip_forward",
+		"net/ipv4/conf/eth0.100/forwarding": "/proc/sys/net/ipv4/conf/eth0.100/forwarding",
+		"net.ipv4.conf.eth0/100.forwarding": "/proc/sys/net/ipv4/conf/eth0.100/forwarding",
+	} {
+		if got := sysctlPath(key); got != want {
+			t.Errorf("%s: %s, expected %s", key, got, want)
+		}
+	}
+}

@@ -1,0 +1,195 @@
+package stats
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/gantry-cri/gantry/sandbox"
+)
+
+// startFake starts a sampler of a node with the container c below the sandbox pod.
+func startFake(t *testing.T) (*Sampler, *fakeNode, *sandbox.ContainerStatus) {
+	t.Helper()
+	n := newFakeNode()
+	c := runningContainer("c", "/pod/c")
+	n.containers = []*sandbox.ContainerStatus{c}
+	n.sandboxes = []*sandbox.SandboxStatus{
+		{ID: "pod", State: sandbox.SandboxReady, CgroupParent: "/pod", Containers: []string{"c"}},
+	}
+	s := start(Config{Source: n, Images: n, Period: time.Hour}, fakeCgroups(t, true, v2Files()))
+	t.Cleanup(s.Close)
+	return s, n, c
+}
+
+func eventually(t *testing.T, what string, condition func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !condition(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s did not come to be", what)
+		}
+	}
+}
+
+func TestTheSamplerKeepsASampleOfEverythingThatLives(t *testing.T) {
+	s, _, c := startFake(t)
+	eventually(t, "the first samples", func() bool {
+		return s.entry("c").last.Load() != nil && s.entry("pod").last.Load() != nil
+	})
+	first := s.Container(c, time.Hour)
+	if first.CPU.Usage != 5e9 || first.Time.IsZero() {
+		t.Errorf("got %+v", first.CPU)
+	}
+	if again := s.Container(c, time.Hour); again != first {
+		t.Error("a second sample was taken although the first was good enough")
+	}
+	if fresh := s.Container(c, 0); fresh == first || !fresh.Time.After(first.Time) {
+		t.Error("no sample was taken although a new one was asked for")
+	}
+}
+
+func TestAContainerThatDiedIsSkipped(t *testing.T) {
+	s, n, c := startFake(t)
+	gone := runningContainer("gone", "/pod/gone")
+	n.set(func() { n.containers = append([]*sandbox.ContainerStatus{gone}, n.containers...) })
+	s.sampleAll()
+	if sample := s.Container(gone, AnyAge); sample != nil {
+		t.Errorf("got %+v for a container without a cgroup", sample)
+	}
+	if s.Container(c, AnyAge) == nil {
+		t.Error("the other container has no sample")
+	}
+	exited := *c
+	exited.State = sandbox.ContainerExited
+	if s.Container(&exited, AnyAge) != nil {
+		t.Error("an exited container has a sample")
+	}
+	n.set(func() { n.containers = nil })
+	s.sampleAll()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if len(s.entries) != 1 {
+		t.Errorf("%d entries are kept, want the sandbox's", len(s.entries))
+	}
+}
+
+func TestASandboxWithoutACgroupUsedNothing(t *testing.T) {
+	s, _, _ := startFake(t)
+	empty := &sandbox.SandboxStatus{ID: "empty", State: sandbox.SandboxReady, CgroupParent: "/not/there"}
+	sample := s.Sandbox(empty, AnyAge)
+	if sample == nil || sample.CPU == nil || sample.Memory == nil || sample.CPU.Usage != 0 || sample.Time.IsZero() {
+		t.Fatalf("got %+v", sample)
+	}
+	if sample.Interfaces != nil {
+		t.Errorf("a sandbox on the host's network has interfaces %v", sample.Interfaces)
+	}
+	stopped := &sandbox.SandboxStatus{ID: "empty", State: sandbox.SandboxStopped}
+	if s.Sandbox(stopped, AnyAge) != nil {
+		t.Error("a stopped sandbox has a sample")
+	}
+}
+
+func TestASandboxThatSharesItsCgroupIsTheSumOfItsContainers(t *testing.T) {
+	s, _, c := startFake(t)
+	s.Container(c, 0)
+	sample := s.Sandbox(&sandbox.SandboxStatus{
+		ID: "shared", State: sandbox.SandboxReady, Containers: []string{"c", "unknown"},
+	}, 0)
+	if sample.CPU.Usage != 5e9 || sample.Memory.WorkingSet != 8<<20 || sample.Processes != 3 {
+		t.Errorf("got %+v, %+v and %d processes", sample.CPU, sample.Memory, sample.Processes)
+	}
+}
+
+func TestTheRateIsOfTheLastTwoSamplesAndNotOfLess(t *testing.T) {
+	e := &entry{}
+	begin := time.Now()
+	at := func(passed time.Duration, usage uint64) *Sample {
+		s := &Sample{Time: begin.Add(passed), CPU: &CPU{Usage: usage}}
+		e.rate(s)
+		e.last.Store(s)
+		return s
+	}
+	if s := at(0, 1e9); s.CPU.NanoCores != nil {
+		t.Errorf("the first sample has the rate %d", *s.CPU.NanoCores)
+	}
+	if s := at(10*time.Second, 6e9); s.CPU.NanoCores == nil || *s.CPU.NanoCores != 5e8 {
+		t.Errorf("got %v, want half a core", s.CPU.NanoCores)
+	}
+	if s := at(10*time.Second+time.Millisecond, 6e9+1e6); s.CPU.NanoCores == nil || *s.CPU.NanoCores != 5e8 {
+		t.Errorf("got %v after a moment, want the rate before", s.CPU.NanoCores)
+	}
+	if s := at(20*time.Second, 26e9); *s.CPU.NanoCores != 2e9 {
+		t.Errorf("got %d, want two cores", *s.CPU.NanoCores)
+	}
+	if s := at(30*time.Second, 1e9); *s.CPU.NanoCores != 0 {
+		t.Errorf("got %d for a counter that went back, want 0", *s.CPU.NanoCores)
+	}
+	e.rate(&Sample{Time: begin.Add(time.Minute)}) // without CPU there is nothing to compute
+}
+
+func TestTheMaximumOfHugePagesIsRemembered(t *testing.T) {
+	e := &entry{}
+	for _, usage := range []uint64{2, 8, 4} {
+		e.complete(&Sample{HugePages: []HugePages{{Size: "2MB", Usage: usage, Max: usage}}})
+	}
+	if got := e.last.Load().HugePages[0]; got.Usage != 4 || got.Max != 8 {
+		t.Errorf("got %+v, want the maximum 8", got)
+	}
+}
+
+// Two lists that are a second apart differ, whatever the period.
+func TestAskingBringsANewerSampleSoon(t *testing.T) {
+	s, _, c := startFake(t)
+	first := s.Container(c, AnyAge)
+	eventually(t, "a newer sample", func() bool { return s.Container(c, AnyAge).Time.After(first.Time) })
+	if passed := time.Since(first.Time); passed > 2*askedPause {
+		t.Errorf("it took %s", passed)
+	}
+}
+
+// What was just started has its layer in the next list, and does not wait for the next round.
+func TestAStartIsSampledAndMeasuredAtOnce(t *testing.T) {
+	s, n, _ := startFake(t)
+	<-n.measured // the round at start
+	fresh := runningContainer("fresh", "/pod/c")
+	n.events <- sandbox.Event{Type: sandbox.EventCreated, ContainerID: "other", Containers: n.Containers()}
+	n.events <- sandbox.Event{
+		Type: sandbox.EventStarted, ContainerID: "fresh", Containers: append(n.Containers(), fresh),
+	}
+	if id := <-n.measured; id != "fresh" {
+		t.Errorf("%s was measured", id)
+	}
+	eventually(t, "the sample", func() bool { return s.entry("fresh").last.Load() != nil })
+	layer := s.Container(fresh, AnyAge).Layer
+	if layer == nil || layer.Bytes != 8192 || layer.InodesUsed != 2 || layer.Mountpoint != "/" || layer.Limit == 0 {
+		t.Errorf("got the layer %+v", layer)
+	}
+}
+
+func TestOpenFilesAreCounted(t *testing.T) {
+	listener, err := os.Open("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	files := &Files{}
+	files.addProcess(os.Getpid())
+	if files.Open < 4 {
+		t.Errorf("%d open files of this process, want 0, 1, 2 and more", files.Open)
+	}
+	files = &Files{}
+	files.addProcess(1 << 30)
+	if files.Open != 0 {
+		t.Errorf("%d open files of no process", files.Open)
+	}
+}
+
+func TestTheDeviceOfAMountIsFound(t *testing.T) {
+	if got := mountSource("/proc/sys/kernel"); got != "proc" {
+		t.Errorf("/proc/sys/kernel is on %q, want proc", got)
+	}
+	if got := mountSource(filepath.Join(t.TempDir(), "not", "there")); got == "" {
+		t.Error("a directory below a mount is on nothing")
+	}
+}
