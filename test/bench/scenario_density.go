@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+const (
+	// lists is how often each list is asked for.
+	lists = 20
+	// leastMemory is the part of the machine's memory that has to be available: the rule by which a density run stops.
+	leastMemory = 0.08
+	// slowStart is how much longer than at first the starting of a pod may take: the other rule.
+	slowStart = 20
+)
+
+// densityScenario starts pods up to each level in turn and measures there. It stops before a level that would take the
+// machine down, and says so by a figure.
+func densityScenario(ctx context.Context, t *target, levels []int) (figures []Figure, err error) {
+	var pods []pod
+	defer func() { err = errors.Join(err, t.end(ctx, pods, 4, &latencies{})) }()
+	empty, err := t.weighAll()
+	if err != nil {
+		return nil, err
+	}
+	figures = weights("density: memory with no pods", empty.processes)
+	first := time.Duration(0)
+	for _, level := range levels {
+		var s steps
+		n := level - len(pods)
+		used, err := t.account.measure(func() error {
+			more, err := t.pods(ctx, n, 4, podOptions{host: true}, &s)
+			pods = append(pods, more...)
+			return err
+		})
+		if err != nil {
+			return append(figures, Figure{"density: pods when it stopped", float64(len(pods)), "pods"}), err
+		}
+		key := fmt.Sprintf("density, %d pods", level)
+		figures = append(figures, used.figures(key+": start", n)...)
+		figures = append(figures, s.total.figures(key+": start")...)
+		at, err := t.atLevel(ctx, key, len(pods), empty)
+		if err != nil {
+			return figures, err
+		}
+		figures = append(figures, at...)
+		p50 := quantile(s.total.values, 0.5)
+		if first == 0 {
+			first = p50
+		}
+		if _, available, err := availableMemory(); err != nil || available < leastMemory || p50 > slowStart*first {
+			break
+		}
+	}
+	return append(figures, Figure{"density: pods when it stopped", float64(len(pods)), "pods"}), nil
+}
+
+// atLevel measures lists, memory and a restart with n pods.
+func (t *target) atLevel(ctx context.Context, key string, n int, empty weight) ([]Figure, error) {
+	if err := sleep(ctx, 3*time.Second); err != nil { // for the garbage of the starts
+		return nil, err
+	}
+	full, err := t.weighAll()
+	if err != nil {
+		return nil, err
+	}
+	figures := append(weights(key+": memory", full.processes),
+		Figure{key + ": memory, growth per pod", (full.total() - empty.total()) / float64(n), "KiB"},
+		Figure{key + ": memory of the machine, growth per pod", (empty.available - full.available) / float64(n), "KiB"})
+	asked, err := t.askLists(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	figures = append(figures, asked...)
+	if t.restart == nil {
+		return figures, nil
+	}
+	start := time.Now()
+	if err := t.restart(ctx); err != nil {
+		return nil, fmt.Errorf("%s: start again after SIGKILL: %w", t.name, err)
+	}
+	if err := t.allReady(ctx, n); err != nil {
+		return nil, err
+	}
+	return append(figures, Figure{key + ": all ready after kill -9", milliseconds(time.Since(start)), "ms"}), nil
+}
+
+// weight is the memory of the runtime's processes by their names, and what the machine has left: the pods' own processes
+// and the kernel's memory count there too, and so does all that others do. Both in KiB.
+type weight struct {
+	processes map[string]float64
+	available float64
+}
+
+func (w weight) total() (sum float64) {
+	for _, size := range w.processes {
+		sum += size
+	}
+	return sum
+}
+
+func (t *target) weighAll() (w weight, err error) {
+	if w.processes, err = weigh(t.names); err != nil {
+		return w, err
+	}
+	w.available, _, err = availableMemory()
+	return w, err
+}
+
+// weights are the memory of all processes of each name, and of all together.
+func weights(key string, sizes map[string]float64) (figures []Figure) {
+	total := 0.0
+	for _, name := range sortedKeys(sizes) {
+		figures = append(figures, Figure{key + ", " + name, sizes[name], "KiB"})
+		total += sizes[name]
+	}
+	return append(figures, Figure{key + ", all", total, "KiB"})
+}
+
+// askLists times the lists that the kubelet asks for all the time.
+func (t *target) askLists(ctx context.Context, key string) (figures []Figure, err error) {
+	for _, list := range []struct {
+		name string
+		ask  func() error
+	}{
+		{"ListContainerStats", func() error {
+			_, err := t.runtime.ListContainerStats(ctx, &runtime.ListContainerStatsRequest{})
+			return err
+		}},
+		{"ListPodSandboxStats", func() error {
+			_, err := t.runtime.ListPodSandboxStats(ctx, &runtime.ListPodSandboxStatsRequest{})
+			return err
+		}},
+		{"ListContainers", func() error {
+			_, err := t.runtime.ListContainers(ctx, &runtime.ListContainersRequest{})
+			return err
+		}},
+		{"ListPodSandbox", func() error {
+			_, err := t.runtime.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{})
+			return err
+		}},
+	} {
+		var l latencies
+		used, err := t.account.measure(func() error {
+			return parallel(lists, 1, func(int) error { return l.time(list.ask) })
+		})
+		if err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", t.name, list.name, err)
+		}
+		figures = append(figures, l.figures(key+": "+list.name)...)
+		figures = append(figures, Figure{key + ": " + list.name + ", CPU of the runtime", milliseconds(used.cpu) / lists, "CPU-ms"})
+	}
+	return figures, nil
+}
+
+// allReady waits until n pods are listed as ready and as many containers as running.
+func (t *target) allReady(ctx context.Context, n int) error {
+	for {
+		sandboxes, err := t.runtime.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{Filter: &runtime.PodSandboxFilter{
+			State: &runtime.PodSandboxStateValue{State: runtime.PodSandboxState_SANDBOX_READY},
+		}})
+		if err == nil && len(sandboxes.GetItems()) >= n {
+			containers, err := t.runtime.ListContainers(ctx, &runtime.ListContainersRequest{Filter: &runtime.ContainerFilter{
+				State: &runtime.ContainerStateValue{State: runtime.ContainerState_CONTAINER_RUNNING},
+			}})
+			if err == nil && len(containers.GetContainers()) >= n {
+				return nil
+			}
+		}
+		t.conn.ResetConnectBackoff()
+		if wait := sleep(ctx, 5*time.Millisecond); wait != nil {
+			return fmt.Errorf("%s: wait for %d pods: %w: %w", t.name, n, wait, errors.Join(err))
+		}
+	}
+}

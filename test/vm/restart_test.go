@@ -1,0 +1,126 @@
+//go:build e2e
+
+package vm
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ticking prints a number again and again.
+const ticking = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.2; done"
+
+func (c *container) log(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(c.config.LogDirectory, "c.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// wantNoGap checks that the log of a ticking container has every number once, and that it goes on.
+func (c *container) wantNoGap(t *testing.T) {
+	t.Helper()
+	lines := strings.Count(c.log(t), "\n")
+	eventually(t, "the log goes on", func() bool { return strings.Count(c.log(t), "\n") > lines+2 })
+	for i, line := range strings.Split(strings.TrimSpace(c.log(t)), "\n") {
+		if !strings.HasSuffix(line, " F "+strconv.Itoa(i+1)) {
+			t.Fatalf("line %d of the log is %q", i+1, line)
+		}
+	}
+}
+
+func pidOf(t *testing.T, program string) int {
+	t.Helper()
+	pid := 0
+	eventually(t, program+" runs", func() bool {
+		pid, _ = strconv.Atoi(command(t, "sh", "-c", "pidof "+program+" || true"))
+		return pid > 0
+	})
+	return pid
+}
+
+func ready(t *testing.T) {
+	t.Helper()
+	eventually(t, "the daemon answers", func() bool {
+		_, err := installed.Runtime.Version(timeout(t), &runtime.VersionRequest{})
+		return err == nil
+	})
+}
+
+// wantUntouched checks that a container is the same process as before, can be entered, and lost no line.
+func (c *container) wantUntouched(t *testing.T, after string, process string) {
+	t.Helper()
+	wantEqual(t, "state after "+after, c.status(t).State, runtime.ContainerState_CONTAINER_RUNNING)
+	wantEqual(t, "processes after "+after, strings.Fields(c.cgroupFile(t, "cgroup.procs"))[0], process)
+	wantEqual(t, "exec after "+after, c.exec(t, "echo here"), "here")
+	c.wantNoGap(t)
+}
+
+func TestNodeContainersSurviveTheDaemonAndTheKeeper(t *testing.T) {
+	c := runPod(t).start(t, ticking)
+	process := strings.Fields(c.cgroupFile(t, "cgroup.procs"))[0]
+	keeper := pidOf(t, "gantry-keeper")
+
+	command(t, "systemctl", "restart", "gantryd")
+	ready(t)
+	c.wantUntouched(t, "systemctl restart", process)
+	wantEqual(t, "keeper after systemctl restart", pidOf(t, "gantry-keeper"), keeper)
+
+	daemon := pidOf(t, "gantryd")
+	if err := syscall.Kill(daemon, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "systemd starts the daemon again", func() bool { return pidOf(t, "gantryd") != daemon })
+	ready(t)
+	c.wantUntouched(t, "kill -9 of the daemon", process)
+	wantEqual(t, "keeper after kill -9 of the daemon", pidOf(t, "gantry-keeper"), keeper)
+
+	if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the daemon starts a keeper", func() bool { return pidOf(t, "gantry-keeper") != keeper })
+	eventually(t, "the new keeper serves", func() bool {
+		_, err := installed.Runtime.ExecSync(timeout(t), &runtime.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"true"}})
+		return err == nil
+	})
+	c.wantUntouched(t, "kill -9 of the keeper", process)
+
+	command(t, "systemctl", "stop", "gantryd")
+	keeper = pidOf(t, "gantry-keeper")
+	command(t, "systemctl", "daemon-reexec")
+	command(t, "systemctl", "start", "gantryd")
+	ready(t)
+	c.wantUntouched(t, "stop, re-execution of systemd and start", process)
+	wantEqual(t, "keeper after stop and start", pidOf(t, "gantry-keeper"), keeper)
+	if _, err := installed.Runtime.StopContainer(timeout(t), &runtime.StopContainerRequest{ContainerId: c.id}); err != nil {
+		t.Error(err)
+	}
+	wantEqual(t, "exit code", c.waitExit(t).ExitCode, 137)
+}
+
+// The cgroup's units go with the container, also when it fails.
+func TestNodeLeavesNoUnits(t *testing.T) {
+	p := runPod(t)
+	config := containerConfig("broken", "")
+	config.Command = []string{"/no-such-program"}
+	c, err := p.tryCreate(t, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := installed.Runtime.StartContainer(timeout(t), &runtime.StartContainerRequest{ContainerId: c.id}); err == nil {
+		t.Error("a program that does not exist was started")
+	}
+	p.start(t, "exit 1", named("fails")).waitExit(t)
+	eventually(t, "only the keeper's unit is left", func() bool {
+		units := command(t, "systemctl", "list-units", "--all", "--plain", "--no-legend", "gantry-*.scope")
+		return strings.HasPrefix(units, "gantry-keeper-") && !strings.Contains(units, "\n")
+	})
+}
