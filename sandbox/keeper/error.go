@@ -21,6 +21,7 @@ const (
 	KindStart      Kind = "start"        // ErrStart: the process could not be started; the text is the kernel's reason
 	KindInternal   Kind = "internal"     // errdefs.ErrInternal
 	KindCanceled   Kind = "canceled"     // context.Canceled
+	KindLeaving    Kind = "leaving"      // errdefs.ErrUnavailable: the keeper is about to exit, another one may be spawned
 	KindUnexpected Kind = ""
 )
 
@@ -48,6 +49,8 @@ func (e *Error) Is(target error) bool {
 		return target == errdefs.ErrFailedPrecondition
 	case KindStart:
 		return target == ErrStart
+	case KindLeaving:
+		return target == errdefs.ErrUnavailable
 	case KindInternal:
 		return target == errdefs.ErrInternal
 	}

@@ -58,10 +58,12 @@ func Connect(ctx context.Context, stateDir, build string) (*Client, HelloReply, 
 
 // Spawn starts the keeper binary for stateDir in a session of its own and returns when it answers. What the keeper
 // prints is appended to logPath: never a pipe, whose end would die with this process. The keeper outlives this process.
+// Of ctx only the deadline counts: a keeper that is killed half way leaves its mount and its cgroup, so a daemon that is
+// told to end waits until it has answered.
 //
 // Errors: text that says that the binary is missing or not executable, or the last lines that it printed.
 func Spawn(ctx context.Context, binary, stateDir, logPath string) error {
-	ctx, cancel := deadline(ctx, spawnTimeout)
+	ctx, cancel := deadline(context.WithoutCancel(ctx), untilDeadline(ctx))
 	defer cancel()
 	binary, err := filepath.Abs(binary)
 	if err != nil {
@@ -110,6 +112,14 @@ func Spawn(ctx context.Context, binary, stateDir, logPath string) error {
 		return fmt.Errorf("spawn keeper: %s ended early: %w%s", binary, err, lastLines(logPath, mark))
 	}
 	return nil
+}
+
+// untilDeadline returns how long ctx has, spawnTimeout if it has no deadline.
+func untilDeadline(ctx context.Context) time.Duration {
+	if at, ok := ctx.Deadline(); ok {
+		return time.Until(at)
+	}
+	return spawnTimeout
 }
 
 // awaitReady returns nil when the keeper said that it listens, an error when the pipe ended without that.

@@ -212,8 +212,8 @@ func (k *Keeper) leaveIfAsked() {
 	k.mu.Lock()
 	leaving := k.leaving && len(k.watchers) == 0
 	k.mu.Unlock()
-	if leaving {
-		_ = k.shutdown() // refused while another lives, whose exit comes here again
+	if leaving && k.closeDown() == nil { // refused while another lives, whose exit comes here again
+		_ = k.listener.Close()
 	}
 }
 

@@ -50,7 +50,6 @@ type Keeper struct {
 	programs stage.Programs
 
 	listener *net.UnixListener
-	stop     sync.Once
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -93,11 +92,12 @@ func Serve(config Config) error {
 	if err := k.settleIn(); err != nil {
 		return err
 	}
-	k.ignoreSignals()
+	term := k.ignoreSignals()
 	k.adoptAll()
 	if k.listener, err = keeper.Listen(config.StateDir); err != nil {
 		return err
 	}
+	go k.heed(term)
 	if config.Ready != nil {
 		_, _ = config.Ready.WriteString(keeper.ReadyMessage)
 		_ = config.Ready.Close()
@@ -108,10 +108,8 @@ func Serve(config Config) error {
 	return k.layout.release()
 }
 
-// ignoreSignals makes the keeper deaf to what ends other programs. A SIGTERM is taken as a wish: it exits as soon as
-// nothing lives and no daemon watches, so that the shutdown of a node does not wait for it in vain. A daemon that comes
-// later ends the wish.
-func (k *Keeper) ignoreSignals() {
+// ignoreSignals makes the keeper deaf to what ends other programs. It returns where SIGTERM arrives.
+func (k *Keeper) ignoreSignals() <-chan os.Signal {
 	// Caught and not ignored: what is ignored stays so across exec, and no container would hear Ctrl-C.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGPIPE, unix.SIGQUIT, unix.SIGTSTP,
 		unix.SIGTTIN, unix.SIGTTOU)
@@ -119,16 +117,20 @@ func (k *Keeper) ignoreSignals() {
 	signal.Notify(term, unix.SIGTERM)
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, unix.SIGCHLD)
-	go func() {
-		for range term {
-			k.mu.Lock()
-			k.leaving = true
-			k.mu.Unlock()
-			k.log.printf("SIGTERM: leaves when nothing lives and no daemon watches")
-			k.leaveIfAsked()
-		}
-	}()
 	go k.reapOrphans(children)
+	return term
+}
+
+// heed takes a SIGTERM as a wish: the keeper exits as soon as nothing lives and no daemon watches, so that the shutdown
+// of a node does not wait for it in vain. A daemon that comes later ends the wish.
+func (k *Keeper) heed(term <-chan os.Signal) {
+	for range term {
+		k.mu.Lock()
+		k.leaving = true
+		k.mu.Unlock()
+		k.log.printf("SIGTERM: leaves when nothing lives and no daemon watches")
+		k.leaveIfAsked()
+	}
 }
 
 func (k *Keeper) handlers() map[keeper.Verb]keeper.Handler {
@@ -155,8 +157,11 @@ func (k *Keeper) handlers() map[keeper.Verb]keeper.Handler {
 
 func (k *Keeper) hello(_ context.Context, call *keeper.Call) error {
 	k.mu.Lock()
-	settled := k.settled
+	settled, closing := k.settled, k.closing
 	k.mu.Unlock()
+	if closing {
+		return keeper.Errorf(keeper.KindLeaving, "the keeper is shutting down")
+	}
 	return call.Reply(keeper.HelloReply{
 		Protocol: keeper.ProtocolVersion,
 		Build:    k.config.Build,
@@ -172,14 +177,15 @@ func (k *Keeper) handleExpect(_ context.Context, call *keeper.Call) error {
 }
 
 func (k *Keeper) handleShutdown(_ context.Context, call *keeper.Call) error {
-	if err := k.shutdown(); err != nil {
+	if err := k.closeDown(); err != nil {
 		return err
 	}
+	defer k.listener.Close() // after the reply: the process ends with it
 	return call.Reply(struct{}{})
 }
 
-// shutdown closes the listener if nothing lives; Serve then returns, after the reply had time to leave.
-func (k *Keeper) shutdown() error {
+// closeDown lets nothing enter any more if nothing lives. The caller then closes the listener, and Serve returns.
+func (k *Keeper) closeDown() error {
 	k.mu.Lock()
 	n := k.liveLocked()
 	if n == 0 {
@@ -189,9 +195,6 @@ func (k *Keeper) shutdown() error {
 	if n > 0 {
 		return keeper.Errorf(keeper.KindState, "keeper stays: %d processes live", n)
 	}
-	k.stop.Do(func() {
-		time.AfterFunc(20*time.Millisecond, func() { _ = k.listener.Close() })
-	})
 	return nil
 }
 

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -35,6 +36,9 @@ func (l layout) execFIFO(id string) string   { return filepath.Join(l.root, "lc"
 func (l layout) cgroupFile() string          { return filepath.Join(l.root, "cgroup") }
 func (l layout) fifo(id, name string) string { return filepath.Join(l.bundle(id), name) }
 
+// claimTimeout is how long a keeper waits for one that is about to exit.
+const claimTimeout = 3 * time.Second
+
 // claim makes the directory and takes its lock, which the returned file holds.
 func (l layout) claim() (*os.File, error) {
 	for _, dir := range []string{"", "lc", "c", "rootfs"} {
@@ -47,7 +51,12 @@ func (l layout) claim() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock state directory: %w", err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for end := time.Now().Add(claimTimeout); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil {
 		_ = f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("another keeper has %s", l.root)

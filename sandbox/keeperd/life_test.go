@@ -522,6 +522,23 @@ func TestSecondKeeperIsRefused(t *testing.T) {
 	n.pid()
 }
 
+func TestOneKeeperFollowsAnother(t *testing.T) {
+	n := newNode(t)
+	for range 10 {
+		before := n.pid()
+		if err := n.client.Shutdown(deadline(t)); err != nil {
+			t.Fatal(err)
+		}
+		if hello, err := n.client.Hello(deadline(t), "test"); !errors.Is(err, errdefs.ErrUnavailable) {
+			t.Fatalf("keeper %d, which is leaving, answers %+v, %v", before, hello, err)
+		}
+		n.spawn()
+		if n.pid() == before {
+			t.Fatalf("keeper %d did not end", before)
+		}
+	}
+}
+
 func TestStdinOnceEnds(t *testing.T) {
 	c := newNode(t).run(func(r *keeper.StartRequest) { r.Stdin, r.StdinOnce = true, true }, "cat")
 	fifo, err := os.OpenFile(c.stdinPath(), os.O_WRONLY, 0)
