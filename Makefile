@@ -137,15 +137,15 @@ kubelet-test: build tools .work/bin/kubelet .work/bin/kube-apiserver .work/bin/e
 kubelet-short: build tools .work/bin/kubelet ## the same with the default gates and without an API server (needs root)
 	$(KUBELET_TEST) -short
 
-peers: .work/peers/containerd ## build the runtimes to compare with into .work/peers (minutes the first time)
+peers: .work/peers/containerd .work/peers/crio ## build the runtimes to compare with into .work/peers (many minutes the first time)
 
 bench: build tools ## measure the daemon, in namespaces of its own (needs root); ARGS are passed to the program
 	go build -o .work/bin/gantry-bench ./test/bench
 	.work/bin/gantry-bench -runtimes gantry $(ARGS)
 
-bench-vs: build tools peers ## measure containerd with runc and the daemon in turn (needs root); ARGS as above
+bench-vs: build tools peers ## measure containerd with runc, CRI-O with crun and the daemon in turn (needs root); ARGS as above
 	go build -o .work/bin/gantry-bench ./test/bench
-	.work/bin/gantry-bench -runtimes containerd,gantry $(ARGS)
+	.work/bin/gantry-bench -runtimes containerd,crio,gantry $(ARGS)
 
 vm-test: build tools ## test a node with systemd, cgroup v2 and AppArmor in an emulated machine (needs root, takes about an hour)
 	@hack/deps.sh vm
@@ -206,6 +206,12 @@ bin/cni/bridge: $(TOOLS_MOD)
 		$(addprefix github.com/containerd/containerd/v2/cmd/,containerd containerd-shim-runc-v2 ctr)
 	cd hack/peers && CGO_ENABLED=1 nice -n 5 $(GOBUILD) -tags 'seccomp netgo osusergo' \
 		-ldflags '-s -w -linkmode external -extldflags=-static' -o ../../.work/peers/ github.com/opencontainers/runc
+	@touch $@
+
+.work/peers/crio: hack/crio/go.mod hack/crio/go.sum hack/crio.sh hack/later.sh
+	cd hack/crio && CGO_ENABLED=1 nice -n 5 $(GOBUILD) -tags 'seccomp containers_image_openpgp exclude_graphdriver_btrfs' \
+		-ldflags '-s -w' -o ../../.work/peers/ github.com/cri-o/cri-o/cmd/crio
+	hack/crio.sh .work/peers
 	@touch $@
 
 .work/bin/staticcheck: $(TOOLS_MOD)

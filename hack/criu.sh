@@ -13,29 +13,9 @@ works() {
 if works || PATH="$PWD/.work/bin:$PATH" works; then
 	exit 0
 fi
-suite=forky
 dir=$PWD/.work/criu
-uri=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' | awk '$2 !~ /-/ {print $1; exit}')
-mkdir -p "$dir"/apt/{lists/partial,archives/partial} "$dir/root" .work/bin
-touch "$dir/apt/status"
-echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main" >"$dir/apt/sources.list"
-cat >"$dir/apt/apt.conf" <<-EOF
-	Dir::State "$dir/apt";
-	Dir::State::status "$dir/apt/status";
-	Dir::Cache "$dir/apt";
-	Dir::Etc::sourcelist "$dir/apt/sources.list";
-	Dir::Etc::sourceparts "-";
-	Acquire::Languages "none";
-	APT::Install-Recommends "false";
-	APT::Sandbox::User "root";
-EOF
-export APT_CONFIG=$dir/apt/apt.conf
-apt-get update -qq
-apt-get install -y -qq --no-install-recommends --download-only criu >/dev/null
-for package in "$dir"/apt/archives/*.deb; do
-	dpkg-deb -x "$package" "$dir/root"
-done
-rm -rf "$dir/apt"
+hack/later.sh "$dir" criu
+mkdir -p .work/bin
 # A program and not a script: a shell closes descriptors that CRIU is to inherit.
 cat >"$dir/criu.c" <<-EOF
 	#include <unistd.h>

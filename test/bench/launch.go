@@ -40,9 +40,11 @@ func launch(ctx context.Context, names []string) (l *launcher, targets []*target
 		return l, nil, err
 	}
 	for i, name := range names {
-		start := map[string]func(context.Context, *target, int) error{"gantry": l.gantry, "containerd": l.containerd}[name]
+		start := map[string]func(context.Context, *target, int) error{
+			"gantry": l.gantry, "containerd": l.containerd, "crio": l.crio,
+		}[name]
 		if start == nil {
-			return l, nil, fmt.Errorf("runtime %q: expected gantry or containerd", name)
+			return l, nil, fmt.Errorf("runtime %q: expected gantry, containerd or crio", name)
 		}
 		t := &target{name: name, image: images.Busybox, parent: "/bench-" + name + "/pods", logs: filepath.Join(node.Dir(), "logs-"+name)}
 		t.account.cgroups = []string{filepath.Join(accounts(), "bench-"+name)}
@@ -105,6 +107,18 @@ func (l *launcher) gantry(ctx context.Context, t *target, i int) error {
 }
 
 func (l *launcher) containerd(ctx context.Context, t *target, i int) error {
+	t.names = []string{"containerd", "containerd-shim", "pause"}
+	return l.peer(ctx, t, i, peers.Containerd)
+}
+
+func (l *launcher) crio(ctx context.Context, t *target, i int) error {
+	t.names = []string{"crio", "conmon"}
+	host, _, _ := strings.Cut(images.Busybox, "/")
+	return l.peer(ctx, t, i, func(o peers.Options) (*peers.Daemon, error) { return peers.CRIO(o, host) })
+}
+
+// peer starts a runtime of package peers.
+func (l *launcher) peer(ctx context.Context, t *target, i int, prepare func(peers.Options) (*peers.Daemon, error)) error {
 	conf := filepath.Join(node.Dir(), t.name+".cni")
 	if err := os.MkdirAll(conf, 0o755); err != nil {
 		return err
@@ -112,7 +126,7 @@ func (l *launcher) containerd(ctx context.Context, t *target, i int) error {
 	if err := writeNetwork(conf, t.name, i); err != nil {
 		return err
 	}
-	d, err := peers.Containerd(peers.Options{
+	d, err := prepare(peers.Options{
 		Dir: filepath.Join(node.Dir(), t.name), Peers: filepath.Join(l.work, "peers"), CNIConf: conf,
 		CNIBin: filepath.Join(l.bin, "cni"), Mirror: l.registry.Address, SandboxImage: images.Pause, Wrap: inCgroup(t.name),
 	})
@@ -123,7 +137,7 @@ func (l *launcher) containerd(ctx context.Context, t *target, i int) error {
 		return err
 	}
 	l.stops = append(l.stops, d.Stop)
-	t.endpoint, t.names = d.Endpoint, []string{"containerd", "containerd-shim", "pause"}
+	t.endpoint, t.pause = d.Endpoint, images.Pause
 	t.restart = func(ctx context.Context) error {
 		d.Kill()
 		return d.Start(ctx)

@@ -17,8 +17,8 @@ import (
 // target is a runtime that is measured.
 type target struct {
 	name, endpoint string
-	// image has sleep, true and yes in it.
-	image string
+	// image has sleep, true and yes in it; pause is what the runtime would pull for its first pod.
+	image, pause string
 	// parent is the cgroup that the pods' cgroups are made in, in cgroupfs form.
 	parent  string
 	account account
@@ -43,9 +43,14 @@ func (t *target) connect(ctx context.Context) error {
 		return err
 	}
 	t.conn, t.runtime, t.images = conn, runtime.NewRuntimeServiceClient(conn), runtime.NewImageServiceClient(conn)
-	_, err = t.images.PullImage(ctx, &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: t.image}}, grpc.WaitForReady(true))
-	if err != nil {
-		return fmt.Errorf("%s: pull %s: %w", t.name, t.image, err)
+	for _, image := range []string{t.image, t.pause} {
+		if image == "" {
+			continue
+		}
+		_, err := t.images.PullImage(ctx, &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: image}}, grpc.WaitForReady(true))
+		if err != nil {
+			return fmt.Errorf("%s: pull %s: %w", t.name, image, err)
+		}
 	}
 	return nil
 }
@@ -149,10 +154,16 @@ func (t *target) exec(ctx context.Context, p pod) error {
 	return nil
 }
 
-// endPod stops and removes a pod.
+// endPod stops and removes a pod as the kubelet does: first the container, and without a grace. CRI-O gives a pod that is
+// stopped as a whole ten seconds.
 func (t *target) endPod(ctx context.Context, p pod) error {
 	if p.sandbox == "" {
 		return nil
+	}
+	if p.container != "" {
+		if _, err := t.runtime.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: p.container}); err != nil {
+			return fmt.Errorf("%s: stop container: %w", t.name, err)
+		}
 	}
 	if _, err := t.runtime.StopPodSandbox(ctx, &runtime.StopPodSandboxRequest{PodSandboxId: p.sandbox}); err != nil {
 		return fmt.Errorf("%s: stop pod: %w", t.name, err)
