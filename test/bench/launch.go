@@ -19,15 +19,16 @@ type launcher struct {
 	bin, work string
 	registry  *node.Registry
 	stops     []func() error
+	embedded  bool // gantry makes the pods' networks itself
 }
 
 // launch starts the registry and the runtimes of these names.
-func launch(ctx context.Context, names []string) (l *launcher, targets []*target, err error) {
+func launch(ctx context.Context, names []string, embedded bool) (l *launcher, targets []*target, err error) {
 	work, err := filepath.Abs(".work")
 	if err != nil {
 		return nil, nil, err
 	}
-	l = &launcher{bin: filepath.Join(filepath.Dir(work), "bin"), work: work}
+	l = &launcher{bin: filepath.Join(filepath.Dir(work), "bin"), work: work, embedded: embedded}
 	l.registry, err = node.StartRegistry(ctx, filepath.Join(work, "bin"), filepath.Join(node.Dir(), "registry"), false)
 	if err != nil {
 		return l, nil, err
@@ -85,7 +86,7 @@ func inCgroup(name string) []string {
 func (l *launcher) gantry(ctx context.Context, t *target, i int) error {
 	n, err := node.New(node.Options{
 		Dir: filepath.Join(node.Dir(), t.name), Bin: l.bin, Tools: filepath.Join(l.work, "bin"), Mirror: l.registry.Address,
-		Wrap: inCgroup(t.name),
+		EmbeddedNetwork: l.embedded, Wrap: inCgroup(t.name),
 	})
 	if err != nil {
 		return err

@@ -35,6 +35,7 @@ type options struct {
 	runtimes, endpoint, image, parent, processes string
 	concurrency, levels, only, json              string
 	rounds                                       int
+	embedded                                     bool
 	sizes                                        sizes
 }
 
@@ -50,6 +51,8 @@ func main() {
 	flag.IntVar(&o.sizes.execs, "execs", 100, "execs of each scenario")
 	flag.StringVar(&o.concurrency, "concurrency", "1,4,16", "how many at a time: a scenario for each")
 	flag.StringVar(&o.levels, "levels", "50,200", "numbers of pods for the density scenario; empty for none")
+	flag.DurationVar(&o.sizes.idle, "idle", 0, "how long the runtime is left alone at each level of density, to see what that costs")
+	flag.BoolVar(&o.embedded, "embedded", false, "gantry makes the pods' networks itself, and the pods of density have them")
 	flag.IntVar(&o.sizes.logBytes, "log-bytes", 200<<20, "what a container writes to its log; 0 for no such scenario")
 	flag.BoolVar(&o.sizes.network, "network", true, "measure pods with networks of their own, too")
 	flag.StringVar(&o.only, "only", "", "regular expression: scenarios to run")
@@ -75,13 +78,14 @@ func (o *options) run(ctx context.Context) (err error) {
 	if o.sizes.levels, err = numbers("levels", o.levels); err != nil {
 		return err
 	}
+	o.sizes.densityNetwork = o.embedded
 	only, err := regexp.Compile(o.only)
 	if err != nil || len(o.sizes.concurrency) == 0 || o.sizes.pods < 1 || o.sizes.execs < 1 || o.rounds < 1 {
 		return errors.Join(err, errors.New("-concurrency, -pods, -execs and -rounds: expected numbers from 1"))
 	}
 	targets := []*target{o.attached()}
 	if o.endpoint == "" {
-		l, started, err := launch(ctx, strings.Split(o.runtimes, ","))
+		l, started, err := launch(ctx, strings.Split(o.runtimes, ","), o.embedded)
 		defer func() {
 			if closed := l.close(); closed != nil {
 				fmt.Fprintln(os.Stderr, "bench:", closed)

@@ -13,8 +13,12 @@ type sizes struct {
 	execs       int   // in each scenario of execs
 	concurrency []int // how many at a time
 	levels      []int // numbers of pods at which lists, memory and restart are measured; none for no such scenario
-	logBytes    int   // that a container writes; 0 for no such scenario
-	network     bool  // pods with networks of their own, too
+	// idle is how long the runtime is left alone at each level; 0 for not at all.
+	idle time.Duration
+	// densityNetwork gives the pods of that scenario networks of their own.
+	densityNetwork bool
+	logBytes       int  // that a container writes; 0 for no such scenario
+	network        bool // pods with networks of their own, too
 }
 
 // scenario is one thing that is measured. What it makes it removes, also when it fails.
@@ -55,7 +59,7 @@ func scenarios(s sizes) []scenario {
 		add("log", func(ctx context.Context, t *target) ([]Figure, error) { return logScenario(ctx, t, s.logBytes) })
 	}
 	if len(s.levels) > 0 {
-		add("density", func(ctx context.Context, t *target) ([]Figure, error) { return densityScenario(ctx, t, s.levels) })
+		add("density", func(ctx context.Context, t *target) ([]Figure, error) { return densityScenario(ctx, t, s) })
 	}
 	return list
 }
