@@ -166,6 +166,7 @@ func (c *Container) prepare(ctx context.Context) (*build, *ocispec.Image, error)
 	if err := host.RequireAppArmor(s.Process.ApparmorProfile); err != nil {
 		return nil, nil, err
 	}
+	in.Files.Shm = c.m.pins.Path(in.Files.Shm) // the spec has the keeper's name for it
 	if err := host.Relabel(ctx, &in); err != nil {
 		return nil, nil, err
 	}
@@ -231,7 +232,7 @@ func (s *Sandbox) files(st *SandboxStatus) spec.Files {
 // namespaces are the paths of the namespaces that the container joins.
 func (c *Container) namespaces(ctx context.Context, sandbox *SandboxStatus) (spec.Namespaces, error) {
 	pins := c.m.pinDir(c.s.id)
-	ns := spec.Namespaces{Network: sandbox.NetNS, User: c.s.userNS()}
+	ns := spec.Namespaces{Network: c.s.netnsPin(sandbox), User: c.s.userNS()}
 	if sandbox.NetNS != "" {
 		ns.UTS = filepath.Join(pins, namespace.UTS)
 	}
@@ -283,7 +284,7 @@ func (s *Sandbox) ensurePodInit(ctx context.Context) (int, error) {
 		defer cancel()
 		pid, err := s.m.keeper.podInit(ctx, keeper.PodInitRequest{
 			ID: s.id, Dir: s.m.sandboxDir(s.id), CgroupsPath: s.m.cgroupsPath(s.Status().CgroupParent, s.id),
-			SystemdCgroup: s.m.config.CgroupDriver == DriverSystemd, UserNS: s.userNS(), NetNS: s.Status().NetNS,
+			SystemdCgroup: s.m.config.CgroupDriver == DriverSystemd, UserNS: s.userNS(), NetNS: s.netnsPin(s.Status()),
 		})
 		if err != nil {
 			return err

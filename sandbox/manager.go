@@ -21,6 +21,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/sandbox/host"
+	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 	"github.com/gantry-cri/gantry/sandbox/namespace"
 	"github.com/gantry-cri/gantry/sandbox/spec"
 )
@@ -53,6 +54,9 @@ type Config struct {
 	// MakeMissingSources makes a directory where a mount's host_path does not exist, as other runtimes do; the CRI asks
 	// for an error.
 	MakeMissingSources bool
+	// Plugins says that other programs than the daemon make the network: they get paths of network namespaces that are
+	// the same for every daemon. It costs a mount for each sandbox in the node's table.
+	Plugins bool
 	// CDISpecDirs are the directories of CDI specs; of a device that is in several the last counts.
 	CDISpecDirs []string
 }
@@ -70,6 +74,7 @@ type Manager struct {
 	node   spec.Node
 	bootID string
 	keeper *keeperLink
+	pins   *pins.View
 	// noUserns is why user namespaces cannot be had, or nil.
 	noUserns error
 
@@ -110,10 +115,15 @@ func Open(ctx context.Context, config Config) (*Manager, error) {
 	if err := m.discardCheckpoints(); err != nil {
 		return nil, err
 	}
-	if err := namespace.OpenDir(m.pinsDir()); err != nil {
+	if err := pins.Open(m.pinsDir()); err != nil {
+		return nil, err
+	}
+	var err error
+	if m.pins, err = pins.Look(m.pinsDir()); err != nil {
 		return nil, err
 	}
 	if err := m.recover(ctx); err != nil {
+		m.pins.Close()
 		return nil, err
 	}
 	m.probeUserns()
@@ -123,7 +133,8 @@ func Open(ctx context.Context, config Config) (*Manager, error) {
 // Close lets go of the keeper, which goes on as long as a container lives; else it ends too.
 func (m *Manager) Close(ctx context.Context) error {
 	err := m.keeper.close(ctx)
-	namespace.CloseDir(m.pinsDir())
+	m.pins.Close()
+	pins.Close(m.pinsDir())
 	m.leaveCgroupParent()
 	return err
 }
@@ -237,9 +248,18 @@ func (m *Manager) containerDir(sandboxID, id string) string {
 	return filepath.Join(m.sandboxDir(sandboxID), containersDir, id)
 }
 
-func (m *Manager) pinsDir() string { return filepath.Join(m.config.State, "pins") }
+func (m *Manager) pinsDir() string { return pins.Dir(m.config.State) }
 
 func (m *Manager) pinDir(id string) string { return filepath.Join(m.pinsDir(), id) }
+
+// netns is where this daemon, and who it tells, finds the network namespace of a sandbox; its name if there is none.
+func (m *Manager) netns(id string) string {
+	pin := filepath.Join(m.pinDir(id), namespace.Net)
+	if path := m.pins.Path(pin); pins.Alive(path) {
+		return path
+	}
+	return pin
+}
 
 // background returns the context of work that outlives the call that asked for it, with a deadline, since no external
 // step may take for ever.

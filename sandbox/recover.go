@@ -15,6 +15,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/host"
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 	"github.com/gantry-cri/gantry/sandbox/namespace"
 )
 
@@ -64,7 +65,7 @@ func (m *Manager) scanSandbox(id string) {
 			st.State = SandboxUnknown
 			// Where its cgroup is if its configuration named no parent; if it named one there is nothing to remove.
 			st.CgroupParent, s.ownCgroup, _ = m.cgroupParent(id, "")
-			if netns := filepath.Join(m.pinDir(id), namespace.Net); namespace.Alive(netns) {
+			if netns := m.netns(id); pins.Alive(netns) {
 				st.NetNS = netns // so that the plugins can undo what they did in it
 			}
 		})
@@ -72,7 +73,7 @@ func (m *Manager) scanSandbox(id string) {
 		s = m.newSandbox(id, config, rec.Created)
 		s.ownCgroup = config.GetLinux().GetCgroupParent() == "" && m.config.CgroupDriver == DriverCgroupfs
 		s.setLocked(func(st *SandboxStatus) {
-			st.Handler, st.IPs, st.NetNS, st.CgroupParent = rec.Handler, rec.IPs, rec.NetNS, rec.CgroupParent
+			st.Handler, st.IPs, st.NetNS, st.CgroupParent = rec.Handler, rec.IPs, m.recoveredNetNS(rec), rec.CgroupParent
 			st.SELinuxLevel = rec.SELinuxLevel
 			st.Overhead, st.Resources, _ = rec.resources() // which were read once already
 			st.State = m.recoveredState(rec)
@@ -105,10 +106,18 @@ func (m *Manager) recoveredState(rec *sandboxRecordV1) SandboxState {
 	switch {
 	case !rec.Ready:
 		return SandboxCreating
-	case rec.Stopped, rec.BootID != m.bootID, rec.NetNS != "" && !namespace.Alive(rec.NetNS):
+	case rec.Stopped, rec.BootID != m.bootID, rec.NetNS != "" && !pins.Alive(m.netns(rec.ID)):
 		return SandboxStopping
 	}
 	return SandboxReady
+}
+
+// recoveredNetNS is where the network namespace of a record is now, also when there is none any more.
+func (m *Manager) recoveredNetNS(rec *sandboxRecordV1) string {
+	if rec.NetNS == "" {
+		return ""
+	}
+	return m.netns(rec.ID)
 }
 
 func (s *Sandbox) scanContainer(id string) {
@@ -249,6 +258,10 @@ func (m *Manager) settleSandboxes() {
 					klog.ErrorS(err, "Half-made sandbox of an earlier run could not be removed", "sandbox", s.id)
 				}
 			}()
+		case SandboxReady:
+			if netns := s.Status().NetNS; netns != "" {
+				namespace.Announce(s.id, netns)
+			}
 		case SandboxStopping:
 			go func() {
 				if err := s.stop(context.Background()); err != nil {
@@ -282,10 +295,10 @@ func (m *Manager) retain(ctx context.Context) error {
 		containers = append(containers, id)
 	}
 	errs := []error{m.config.Images.Retain(ctx, containers)}
-	pins, err := os.ReadDir(m.pinsDir())
+	pinned, err := os.ReadDir(m.pinsDir())
 	errs = append(errs, err)
-	for _, e := range pins {
-		if m.sandboxes[e.Name()] == nil {
+	for _, e := range pinned {
+		if m.sandboxes[e.Name()] == nil && e.Name() != pins.Anchor {
 			errs = append(errs, namespace.Remove(m.pinDir(e.Name())))
 		}
 	}

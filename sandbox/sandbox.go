@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/sandbox/namespace"
 )
 
 // Sandbox is a pod sandbox: shared namespaces, a network and the containers in them.
@@ -79,6 +82,14 @@ func (s *Sandbox) transition(to SandboxState, change func(*SandboxStatus)) error
 	return nil
 }
 
+// netnsPin is the name of the network namespace that is the same for every daemon and for the keeper, or empty.
+func (s *Sandbox) netnsPin(st *SandboxStatus) string {
+	if st.NetNS == "" {
+		return ""
+	}
+	return filepath.Join(s.m.pinDir(s.id), namespace.Net)
+}
+
 func (s *Sandbox) setLocked(change func(*SandboxStatus)) {
 	st := *s.status.Load()
 	change(&st)
@@ -101,7 +112,7 @@ func (s *Sandbox) save(st *SandboxStatus, ready, stopped bool) error {
 	}
 	return writeRecord(s.m.sandboxDir(s.id), sandboxRecord, &sandboxRecordV1{
 		Version: recordVersion, BootID: s.m.bootID, ID: s.id, Handler: st.Handler, Created: st.Created,
-		Ready: ready, Stopped: stopped, IPs: st.IPs, NetNS: st.NetNS, CgroupParent: st.CgroupParent,
+		Ready: ready, Stopped: stopped, IPs: st.IPs, NetNS: s.netnsPin(st), CgroupParent: st.CgroupParent,
 		SELinuxLevel: st.SELinuxLevel, Config: config, Overhead: overhead, Resources: resources,
 	})
 }

@@ -135,12 +135,8 @@ func (s *Sandbox) makeSteps(ctx context.Context) error {
 		return err
 	}
 	if opts.Net {
+		s.findNetNS()
 		namespace.Announce(s.id, s.Status().NetNS)
-	}
-	if opts.IPC {
-		if _, err := namespace.MakeShm(s.m.pinDir(s.id), opts.User); err != nil {
-			return err
-		}
 	}
 	ips, err := s.attach(ctx, config)
 	if err != nil {
@@ -156,6 +152,13 @@ func (s *Sandbox) makeReady(ips []string) error {
 		return err
 	}
 	return s.transition(SandboxReady, func(st *SandboxStatus) { st.IPs = ips })
+}
+
+// findNetNS tells where the network namespace is, now that it is there.
+func (s *Sandbox) findNetNS() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.setLocked(func(st *SandboxStatus) { st.NetNS = s.m.netns(s.id) })
 }
 
 // makeRecord writes down what is about to be made.
@@ -213,7 +216,7 @@ var unprivilegedDefaults = map[string]string{
 func (s *Sandbox) namespaceOptions(config *runtime.PodSandboxConfig) (namespace.Options, error) {
 	ns := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	opts := namespace.Options{
-		Net: ns.GetNetwork() != runtime.NamespaceMode_NODE,
+		Net: ns.GetNetwork() != runtime.NamespaceMode_NODE, NetInTable: s.m.config.Plugins,
 		IPC: ns.GetIpc() != runtime.NamespaceMode_NODE,
 	}
 	opts.UTS = opts.Net

@@ -12,6 +12,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 	"github.com/gantry-cri/gantry/sandbox/namespace"
 )
 
@@ -143,7 +144,7 @@ func (s *Sandbox) detach(ctx context.Context) error {
 		return nil
 	}
 	netns := st.NetNS
-	if netns == "" || !namespace.Alive(netns) {
+	if netns == "" || !pins.Alive(netns) {
 		netns = "" // after a reboot; the plugins still have to give the address back
 	}
 	if err := s.m.config.Network.Detach(ctx, s.id, netns, st.Config); err != nil {

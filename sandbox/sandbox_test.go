@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 	"github.com/gantry-cri/gantry/sandbox/namespace"
 )
 
@@ -27,7 +28,7 @@ func TestRunGivesAReadySandbox(t *testing.T) {
 	if st.ID != id || st.State != SandboxReady || st.IPs[0] != "10.1.2.3" || !proto.Equal(st.Config, podConfig("a")) {
 		t.Errorf("status %+v", st)
 	}
-	if !namespace.Alive(st.NetNS) || st.CgroupParent != "/gantry-unit/"+id {
+	if !pins.Alive(st.NetNS) || st.CgroupParent != "/gantry-unit/"+id {
 		t.Errorf("netns %s, cgroup parent %s", st.NetNS, st.CgroupParent)
 	}
 	link, err := os.Readlink("/run/netns/gantry-" + id[:12])

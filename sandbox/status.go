@@ -46,7 +46,7 @@ type SandboxStatus struct {
 	Created time.Time
 	// IPs are the pod's addresses, the primary one first; empty on the host network.
 	IPs []string
-	// NetNS is the path of the network namespace; empty on the host network.
+	// NetNS is the path of the network namespace, for this process and those that it tells; empty on the host network.
 	NetNS string
 	// CgroupParent is the cgroup (cgroupfs form) below which the containers' cgroups are.
 	CgroupParent string

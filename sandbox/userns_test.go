@@ -12,7 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/gantry-cri/gantry/sandbox/namespace"
+	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 )
 
 func mappedConfig(name string) *runtime.PodSandboxConfig {
@@ -64,7 +64,7 @@ func TestSandboxHasItsUserNamespaceAndTheFilesForIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if pin := r.m.sandboxes[id].userNS(); !namespace.Alive(pin) {
+	if pin := r.m.pins.Path(r.m.sandboxes[id].userNS()); !pins.Alive(pin) {
 		t.Errorf("%s is not pinned", pin)
 	}
 	for _, name := range []string{hostnameFile, hostsFile, resolvFile} {

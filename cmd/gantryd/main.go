@@ -7,10 +7,15 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
 )
+
+// The main thread is the one of /proc/self. Work that moves a thread to other namespaces, which then is thrown away, must
+// not get this one: it cannot be.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)

@@ -96,6 +96,7 @@ func (d *daemon) openManager(ctx context.Context) (err error) {
 		Images:       d.images,
 		Layers:       d.images,
 		Network:      d.network,
+		Plugins:      !d.config.EmbeddedNetwork.Enabled,
 
 		Handlers:           d.config.handlers(),
 		Rlimits:            d.config.rlimits(),

@@ -23,6 +23,7 @@ import (
 //	c/<id>/          request.json, process.json, config.json (the OCI spec: hooks look for it), stdin, stdout, stderr,
 //	                 frozen.json (see intent)
 //	rootfs/<id>.<n>/ where an image volume with mapped owners is mounted, likewise
+//	rootfs/<id>.pin<n>/ where the sandbox's /dev/shm is mounted, likewise
 //	rootfs/<id>/     where the root filesystem is mounted, in the creating thread's mount namespace only. rootfs itself
 //	                 is the one mount of the keeper on the host: a private mount, so that those below do not propagate
 type layout struct {

@@ -66,7 +66,7 @@ func (k *Keeper) createPodInit(c *container, req *keeper.PodInitRequest) error {
 	start := k.startPodInit
 	if req.UserNS != "" {
 		start = k.startMappedPodInit
-		userns, err := os.Open(req.UserNS)
+		userns, err := k.openPin(req.UserNS)
 		if err != nil {
 			return fmt.Errorf("open user namespace: %w", err)
 		}
@@ -75,7 +75,7 @@ func (k *Keeper) createPodInit(c *container, req *keeper.PodInitRequest) error {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, userns)
 	}
 	if req.NetNS != "" {
-		netns, err := os.Open(req.NetNS)
+		netns, err := k.openPin(req.NetNS)
 		if err != nil {
 			return fmt.Errorf("open network namespace: %w", err)
 		}

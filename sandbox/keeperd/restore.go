@@ -36,7 +36,7 @@ func (k *Keeper) handleRestore(ctx context.Context, call *keeper.Call) error {
 	intent := req.Start
 	intent.Spec = nil
 	return k.launch(ctx, call, c, record{Start: &intent}, func(ctx context.Context) error {
-		return onThread(func() error { return k.restore(ctx, c, &req) })
+		return k.onMounts(req.Start.ID, req.Start.Spec, func() error { return k.restore(ctx, c, &req) })
 	})
 }
 

@@ -37,7 +37,7 @@ func (k *Keeper) handleStart(ctx context.Context, call *keeper.Call) error {
 	intent := req
 	intent.Spec = nil
 	return k.launch(ctx, call, c, record{Start: &intent}, func(ctx context.Context) error {
-		return onThread(func() error { return k.create(c, &req) })
+		return k.onMounts(req.ID, req.Spec, func() error { return k.create(c, &req) })
 	})
 }
 
@@ -108,7 +108,7 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// create makes the container and starts its process. It runs on a locked thread. On error the caller removes what there
+// create makes the container and starts its process. It runs on the thread of onMounts. On error the caller removes what there
 // is.
 func (k *Keeper) create(c *container, req *keeper.StartRequest) error {
 	spec, config, err := k.prepare(c, req)
@@ -118,12 +118,9 @@ func (k *Keeper) create(c *container, req *keeper.StartRequest) error {
 	return k.run(c, req, spec, config)
 }
 
-// prepare makes the container up to its process. It runs on a locked thread, whose mount namespace the root filesystem
+// prepare makes the container up to its process. It runs on the thread of onMounts, whose mount namespace the root filesystem
 // is mounted in and which the container's is made from.
 func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *configs.Config, error) {
-	if err := privateMounts(); err != nil {
-		return nil, nil, err
-	}
 	userns, err := openUserNamespace(req.Spec)
 	if err != nil {
 		return nil, nil, err

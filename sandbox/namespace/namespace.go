@@ -1,5 +1,5 @@
-// Package namespace makes Linux namespaces that live without a process: each is pinned by a bind mount below one
-// private tmpfs. It is not about the namespaces of a single container (mount, PID, cgroup), which the keeper makes.
+// Package namespace makes Linux namespaces that live without a process: each is pinned by a mount (package pins). It is not
+// about the namespaces of a single container (mount, PID, cgroup), which the keeper makes.
 package namespace
 
 import (
@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 )
 
 // Files of a pin directory.
@@ -29,6 +31,9 @@ const ShmSize = 64 << 20
 // Options says which namespaces to make and how they begin.
 type Options struct {
 	Net, IPC, UTS bool
+	// NetInTable pins the network namespace in the node's table of mounts, where every program finds it at the same path
+	// whichever daemon runs.
+	NetInTable bool
 	// Hostname is set in the new UTS namespace.
 	Hostname string
 	// Sysctls are written in the new namespaces; the keys are dotted. CheckSysctls has been called.
@@ -37,46 +42,8 @@ type Options struct {
 	User *User
 }
 
-// OpenDir makes dir the place of the pins: a tmpfs of its own, private so that pins do not propagate to other mount
-// namespaces, where they would keep what they pin alive. It is idempotent.
-func OpenDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("make pin directory: %w", err)
-	}
-	mounted, err := isMountPoint(dir)
-	if err != nil || mounted {
-		return err
-	}
-	if err := unix.Mount("gantry-pins", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-		return fmt.Errorf("mount pin directory %s: %w", dir, err)
-	}
-	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make pin directory %s private: %w", dir, err)
-	}
-	return nil
-}
-
-// CloseDir undoes OpenDir when no pin is left; it reports whether it did.
-func CloseDir(dir string) bool {
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) > 0 {
-		return false
-	}
-	return unix.Unmount(dir, 0) == nil
-}
-
-func isMountPoint(dir string) (bool, error) {
-	var own, parent unix.Stat_t
-	if err := unix.Stat(dir, &own); err != nil {
-		return false, fmt.Errorf("stat %s: %w", dir, err)
-	}
-	if err := unix.Stat(filepath.Dir(dir), &parent); err != nil {
-		return false, fmt.Errorf("stat %s: %w", filepath.Dir(dir), err)
-	}
-	return own.Dev != parent.Dev, nil
-}
-
-// Make makes the namespaces of opts and pins them as files in dir, which it makes. When it fails, Remove cleans up.
+// Make makes the namespaces of opts and pins them as files in dir, which it makes in a directory that pins.Open has opened;
+// with an IPC namespace also the sandbox's /dev/shm. When it fails, Remove cleans up.
 func Make(dir string, opts Options) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make pin directory: %w", err)
@@ -108,7 +75,7 @@ func makeInThread(dir string, opts Options) error {
 	if flags == 0 {
 		return nil
 	}
-	if err := opts.enterNew(dir, kinds, flags); err != nil {
+	if err := opts.enterNew(kinds, flags); err != nil {
 		return err
 	}
 	if opts.UTS {
@@ -121,18 +88,58 @@ func makeInThread(dir string, opts Options) error {
 			return err
 		}
 	}
+	return opts.pin(dir, kinds)
+}
+
+// pin pins the namespaces of the calling thread, and leaves it in the mount namespace of the pins.
+func (o *Options) pin(dir string, kinds map[string]int) error {
+	trees := map[string]pins.Tree{}
+	defer func() {
+		for _, tree := range trees {
+			tree.Close()
+		}
+	}()
 	for kind := range kinds {
-		if err := pin("/proc/thread-self/ns/"+kind, filepath.Join(dir, kind)); err != nil {
+		own := "/proc/thread-self/ns/" + kind
+		if kind == Net && o.NetInTable {
+			if err := pins.Pin(own, filepath.Join(dir, kind)); err != nil {
+				return err
+			}
+			continue
+		}
+		tree, err := pins.Clone(own)
+		if err != nil {
 			return err
 		}
+		trees[kind] = tree
+	}
+	if o.User != nil {
+		trees[Userns] = o.User.tree
+	}
+	for kind := range trees {
+		if err := pins.Touch(filepath.Join(dir, kind)); err != nil {
+			return err
+		}
+	}
+	if err := pins.Enter(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	inside := "/" + filepath.Base(dir)
+	for kind, tree := range trees {
+		if err := tree.Mount(filepath.Join(inside, kind)); err != nil {
+			return err
+		}
+	}
+	if o.IPC {
+		return makeShm(inside, o.User)
 	}
 	return nil
 }
 
 // enterNew moves the calling thread to new namespaces.
-func (o *Options) enterNew(dir string, kinds map[string]int, flags int) error {
+func (o *Options) enterNew(kinds map[string]int, flags int) error {
 	if o.User != nil {
-		return o.User.enterNew(dir, kinds, flags)
+		return o.User.enterNew(kinds, flags)
 	}
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
@@ -140,23 +147,11 @@ func (o *Options) enterNew(dir string, kinds map[string]int, flags int) error {
 	return nil
 }
 
-func pin(source, target string) error {
-	f, err := os.OpenFile(target, os.O_CREATE|os.O_RDONLY|unix.O_CLOEXEC, 0o400)
-	if err != nil {
-		return fmt.Errorf("pin namespace: %w", err)
-	}
-	_ = f.Close()
-	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("pin namespace %s: %w", target, err)
-	}
-	return nil
-}
-
-// MakeShm mounts a sandbox's /dev/shm in dir and returns its path. It belongs to root, or to the root of user.
-func MakeShm(dir string, user *User) (string, error) {
+// makeShm mounts a sandbox's /dev/shm in dir. It belongs to root, or to the root of user.
+func makeShm(dir string, user *User) error {
 	path := filepath.Join(dir, Shm)
 	if err := os.MkdirAll(path, 0o700); err != nil {
-		return "", fmt.Errorf("make shm: %w", err)
+		return fmt.Errorf("make shm: %w", err)
 	}
 	options := fmt.Sprintf("mode=1777,size=%d", ShmSize)
 	if user != nil {
@@ -164,15 +159,9 @@ func MakeShm(dir string, user *User) (string, error) {
 	}
 	err := unix.Mount("shm", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options)
 	if err != nil {
-		return "", fmt.Errorf("mount shm %s: %w", path, err)
+		return fmt.Errorf("mount shm %s: %w", path, err)
 	}
-	return path, nil
-}
-
-// Alive reports whether path is a pinned namespace: a file of nsfs, not the empty file that a reboot leaves.
-func Alive(path string) bool {
-	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
+	return nil
 }
 
 // Remove unpins everything in dir and removes it. It is idempotent and safe on what Make left half-done.
@@ -180,7 +169,8 @@ func Remove(dir string) error {
 	var errs []error
 	for _, name := range []string{Net, IPC, UTS, Userns, Shm} {
 		path := filepath.Join(dir, name)
-		// Detached: a container that still dies must not make this EBUSY. A path mounted over twice needs two rounds.
+		// Of the node's table; from that of the pins it goes with the file. Detached: a container that still dies must not
+		// make this EBUSY. A path mounted over twice needs two rounds.
 		for unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) == nil {
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -199,8 +189,13 @@ const announceDir = "/run/netns"
 // Announce makes a network namespace known to tools such as ip-netns(8), as gantry-<first 12 digits of the id>. It is a
 // symbolic link and not a mount: another program may mount over the directory, and a mount of ours below that would be
 // busy for ever. Nothing depends on it, so it is done as well as may be.
+//
+// What netns is may change with the daemon, so one of before is replaced.
 func Announce(id, netns string) {
 	_ = os.MkdirAll(announceDir, 0o755)
+	if old, err := os.Readlink(announcePath(id)); err == nil && old != netns {
+		_ = os.Remove(announcePath(id))
+	}
 	_ = os.Symlink(netns, announcePath(id))
 }
 

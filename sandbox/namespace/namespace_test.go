@@ -9,6 +9,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 )
 
 func newDir(t *testing.T) string {
@@ -17,27 +19,37 @@ func newDir(t *testing.T) string {
 		t.Skip("needs root: namespaces and mounts are made")
 	}
 	dir := filepath.Join(t.TempDir(), "pins")
-	for range 2 { // it is idempotent
-		if err := OpenDir(dir); err != nil {
-			t.Fatal(err)
-		}
+	if err := pins.Open(dir); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if !CloseDir(dir) {
+		if !pins.Close(dir) {
 			t.Errorf("%s is still in use", dir)
 		}
 	})
 	return dir
 }
 
+// find is how the test finds a pin.
+func find(t *testing.T, dir, kind string) string {
+	t.Helper()
+	view, err := pins.Look(filepath.Dir(dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(view.Close)
+	return view.Path(filepath.Join(dir, kind))
+}
+
 // in runs f in the namespaces pinned in dir, on a thread that is thrown away.
 func in(t *testing.T, dir string, f func() string) string {
 	t.Helper()
 	out := make(chan string, 1)
+	paths := []string{find(t, dir, Net), find(t, dir, IPC), find(t, dir, UTS)}
 	go func() {
 		runtime.LockOSThread()
-		for _, kind := range []string{Net, IPC, UTS} {
-			fd, err := unix.Open(filepath.Join(dir, kind), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		for _, path := range paths {
+			fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			if err == nil {
 				err = unix.Setns(fd, 0)
 				_ = unix.Close(fd)
@@ -59,15 +71,15 @@ func TestMakePinsNamespacesThatLiveAlone(t *testing.T) {
 	if err := Make(dir, opts); err != nil {
 		t.Fatal(err)
 	}
-	shm, err := MakeShm(dir, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, kind := range []string{Net, IPC, UTS} {
-		if !Alive(filepath.Join(dir, kind)) {
+		if !pins.Alive(find(t, dir, kind)) {
 			t.Errorf("%s is not pinned", kind)
 		}
 	}
+	if mounts, _ := os.ReadFile("/proc/thread-self/mountinfo"); strings.Contains(string(mounts), dir) {
+		t.Error("a pin is in the node's table of mounts")
+	}
+	shm := find(t, dir, Shm)
 	got := in(t, dir, func() string {
 		var u unix.Utsname
 		_ = unix.Uname(&u)
@@ -111,13 +123,22 @@ func TestMakeThatFailsCanBeRemoved(t *testing.T) {
 	}
 }
 
-func TestAliveIsFalseForTheFileThatARebootLeaves(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "net")
-	if err := os.WriteFile(path, nil, 0o400); err != nil {
+// What other programs are told of has to be where they look.
+func TestNetworkNamespaceInTheTable(t *testing.T) {
+	dir := filepath.Join(newDir(t), "s")
+	if err := Make(dir, Options{Net: true, UTS: true, NetInTable: true}); err != nil {
 		t.Fatal(err)
 	}
-	if Alive(path) || Alive(path+"-missing") {
-		t.Error("alive")
+	if path := filepath.Join(dir, Net); !pins.Alive(path) || find(t, dir, Net) != path {
+		t.Errorf("%s is not pinned where it says", path)
+	}
+	if pins.Alive(filepath.Join(dir, UTS)) {
+		t.Error("the UTS namespace is in the node's table, too")
+	}
+	for range 2 {
+		if err := Remove(dir); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

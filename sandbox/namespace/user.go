@@ -7,11 +7,12 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 )
 
 // holdTimeout bounds the life of the process that a user namespace is made with.
@@ -27,6 +28,8 @@ type User struct {
 	// only be entered by a process of one thread, which a Go program never is.
 	Holder string
 	Env    []string
+
+	tree pins.Tree // of the namespace, once it is made
 }
 
 func (m IDMap) sys() []syscall.SysProcIDMap {
@@ -57,16 +60,16 @@ func (u *User) hold(flags int) (pid int, end func(), err error) {
 	}, nil
 }
 
-// enterNew makes namespaces of the given kinds that a new user namespace owns, pins that one and moves the calling
+// enterNew makes namespaces of the given kinds that a new user namespace owns, takes that one and moves the calling
 // thread to the others. The thread stays in the daemon's user namespace, where it has every right over the new one.
-func (u *User) enterNew(dir string, kinds map[string]int, flags int) error {
+func (u *User) enterNew(kinds map[string]int, flags int) error {
 	pid, end, err := u.hold(flags)
 	if err != nil {
 		return err
 	}
 	defer end()
 	proc := fmt.Sprintf("/proc/%d/ns/", pid)
-	if err := pin(proc+Userns, filepath.Join(dir, Userns)); err != nil {
+	if u.tree, err = pins.Clone(proc + Userns); err != nil {
 		return err
 	}
 	for kind, flag := range kinds {

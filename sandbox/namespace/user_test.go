@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 )
 
 // newUser is a user namespace that cat holds.
@@ -44,12 +46,12 @@ func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	var user unix.Stat_t
-	if err := unix.Stat(filepath.Join(dir, Userns), &user); err != nil || !Alive(filepath.Join(dir, Userns)) {
+	if err := unix.Stat(find(t, dir, Userns), &user); err != nil || !pins.Alive(find(t, dir, Userns)) {
 		t.Fatalf("user namespace is not pinned: %v", err)
 	}
 	for _, kind := range []string{Net, IPC, UTS} {
 		const getUserns = 0xb701 // NS_GET_USERNS (ioctl_ns(2))
-		fd := int(nsIoctl(t, filepath.Join(dir, kind), getUserns))
+		fd := int(nsIoctl(t, find(t, dir, kind), getUserns))
 		var owner unix.Stat_t
 		err := unix.Fstat(fd, &owner)
 		_ = unix.Close(fd)
@@ -71,11 +73,7 @@ func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 	if got != "mapped" {
 		t.Errorf("inside: %q, expected the hostname and every sysctl as given", got)
 	}
-	shm, err := MakeShm(dir, opts.User)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Stat(shm); err != nil || info.Sys().(*syscall.Stat_t).Uid != 100000 || info.Sys().(*syscall.Stat_t).Gid != 200000 {
+	if info, err := os.Stat(find(t, dir, Shm)); err != nil || info.Sys().(*syscall.Stat_t).Uid != 100000 || info.Sys().(*syscall.Stat_t).Gid != 200000 {
 		t.Errorf("/dev/shm is not of the namespace's root: %+v, %v", info.Sys(), err)
 	}
 	if err := Remove(dir); err != nil {
