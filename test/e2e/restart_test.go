@@ -113,6 +113,7 @@ func (pop *population) check(t *testing.T, ended bool, ip string, ids []string) 
 	if got := another.exec(t, "ps"); !strings.Contains(got, "sleep 1000") {
 		t.Errorf("a new container does not share the pid namespace: %s", got)
 	}
+	pop.counter.waitLog(t, "100")
 	if err := pop.counter.stop(t, 20); err != nil {
 		t.Errorf("stop: %v", err)
 	}
