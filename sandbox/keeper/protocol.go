@@ -133,6 +133,15 @@ type StartReply struct {
 	User    ResolvedUser `json:"user"`
 	// Terminal says that the second descriptor is a terminal master.
 	Terminal bool `json:"terminal,omitempty"`
+	// Steps are how long what took, one after the other. A keeper of an older build does not tell.
+	Steps []Step `json:"steps,omitempty"`
+}
+
+// Step is a part of a start. From and To are of CLOCK_MONOTONIC, which daemon and keeper share, in nanoseconds.
+type Step struct {
+	Name string `json:"name"`
+	From int64  `json:"from"`
+	To   int64  `json:"to"`
 }
 
 // PodInitRequest starts the tiny init of a PID namespace that the containers of one pod share.

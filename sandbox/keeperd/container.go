@@ -37,8 +37,9 @@ type container struct {
 	id string
 	// dir is the record directory, where status.json goes.
 	dir string
-	// give cancels the start.
-	give context.CancelFunc
+	// give cancels the start, watch takes the time of its steps.
+	give  context.CancelFunc
+	watch stopwatch
 
 	pid       int
 	startTime uint64

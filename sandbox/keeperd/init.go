@@ -6,6 +6,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the C part of the re-executed init
 
+	"github.com/gantry-cri/gantry/sandbox/keeperd/marks"
 	_ "github.com/gantry-cri/gantry/sandbox/keeperd/podinit" // the init of shared PID namespaces, in C
 	"github.com/gantry-cri/gantry/sandbox/keeperd/stage"
 )
@@ -18,6 +19,7 @@ func Init() {
 	}
 	switch os.Args[1] {
 	case "init":
+		marks.Begin()
 		libcontainer.Init()
 	case compileArg:
 		compileFilter()

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	"github.com/gantry-cri/gantry/sandbox/keeperd/marks"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/stage"
 )
 
@@ -43,6 +44,7 @@ type Keeper struct {
 	// captures are turns of their own: an exec that is set up in a frozen container holds one of slots while it is frozen.
 	captures *slots
 	learn    *learner
+	marks    *marks.Area // nil when there is none: then nobody knows how long the stages of an init took
 	logs     *pumpPool
 	oom      oomLedger
 	// launcher and programs are what execs are started with.
@@ -89,6 +91,9 @@ func Serve(config Config) error {
 	}
 	debug.SetGCPercent(50) // the heap is small and its garbage rare: memory is worth more than time here
 	k.learn = newLearner(k.log)
+	if k.marks, err = marks.Open(); err != nil {
+		k.log.printf("%v: the stages of starts are not told", err)
+	}
 	if err := k.settleIn(); err != nil {
 		return err
 	}

@@ -42,6 +42,7 @@ func (k *Keeper) handlePodInit(ctx context.Context, call *keeper.Call) error {
 // createPodInit starts the process. The binary is sealed as libcontainer seals it: containers share a PID namespace
 // with it and could open it by /proc/1/exe.
 func (k *Keeper) createPodInit(c *container, req *keeper.PodInitRequest) error {
+	c.watch.next("start init of the PID namespace")
 	m, err := newManager(req.ID, req.CgroupsPath, req.SystemdCgroup)
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ func (k *Keeper) handleRestore(ctx context.Context, call *keeper.Call) error {
 	intent := req.Start
 	intent.Spec = nil
 	return k.launch(ctx, call, c, record{Start: &intent}, func(ctx context.Context) error {
+		c.watch.next("make mount namespace")
 		return k.onMounts(req.Start.ID, req.Start.Spec, func() error { return k.restore(ctx, c, &req) })
 	})
 }
@@ -72,9 +73,11 @@ func (k *Keeper) restore(ctx context.Context, c *container, req *keeper.RestoreR
 			return fmt.Errorf("make root filesystem read-only: %w", err)
 		}
 	}
+	c.watch.next("criu, restore")
 	if err := r.run(ctx); err != nil {
 		return err
 	}
+	c.watch.next("take over process")
 	if err := k.adoptRestored(c, spec, config); err != nil {
 		return err
 	}

@@ -25,6 +25,8 @@ import (
 const releaseTimeout = 30 * time.Second
 
 func (k *Keeper) handleStart(ctx context.Context, call *keeper.Call) error {
+	var watch stopwatch
+	watch.next("decode request")
 	var req keeper.StartRequest
 	if err := call.Decode(&req); err != nil {
 		return err
@@ -33,10 +35,12 @@ func (k *Keeper) handleStart(ctx context.Context, call *keeper.Call) error {
 		return keeper.Errorf(keeper.KindInvalid, "start: %v", err)
 	}
 	c := newContainer(req.ID, req.Dir)
+	c.watch = watch
 	c.terminal = req.Spec.Process.Terminal
 	intent := req
 	intent.Spec = nil
 	return k.launch(ctx, call, c, record{Start: &intent}, func(ctx context.Context) error {
+		c.watch.next("make mount namespace")
 		return k.onMounts(req.ID, req.Spec, func() error { return k.create(c, &req) })
 	})
 }
@@ -52,8 +56,10 @@ func (k *Keeper) launch(
 	if err := k.enter(c); err != nil {
 		return err
 	}
+	c.watch.next("write record")
 	err := k.layout.writeRecord(c.id, r)
 	if err == nil {
+		c.watch.next("wait for a turn")
 		err = k.slots.do(ctx, func() error {
 			stop := k.killWhenGivenUp(ctx, c)
 			defer stop()
@@ -67,16 +73,17 @@ func (k *Keeper) launch(
 		k.failStart(c, r, err)
 		return keeper.Errorf(keeper.KindStart, "%s", reason(err))
 	}
-	reply := keeper.StartReply{
-		PID: c.pid, Started: c.status.Started, User: c.status.User,
-		Terminal: c.out.terminal() != nil,
-	}
+	c.watch.next("enrol")
 	send, own := k.descriptors(c)
 	sent := duplicateAll(send)
 	keeper.CloseFiles(own)
 	defer keeper.CloseFiles(sent)
 	c.handle = nil
 	k.enrol(c)
+	reply := keeper.StartReply{
+		PID: c.pid, Started: c.status.Started, User: c.status.User,
+		Terminal: c.out.terminal() != nil, Steps: c.watch.stop(),
+	}
 	return call.Reply(reply, sent...)
 }
 
@@ -126,6 +133,7 @@ func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *
 		return nil, nil, err
 	}
 	defer userns.close()
+	c.watch.next("mount root filesystem")
 	rootfs := k.layout.rootfs(req.ID)
 	if err := mountRootfs(req.Rootfs, rootfs, userns); err != nil {
 		return nil, nil, err
@@ -133,11 +141,13 @@ func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *
 	if err := userns.mapVolumes(req.Spec, rootfs+"."); err != nil {
 		return nil, nil, err
 	}
+	c.watch.next("look up user")
 	user, err := resolveUser(rootfs, req.User)
 	if err != nil {
 		return nil, nil, err
 	}
 	c.status.User = user
+	c.watch.next("write and translate spec")
 	spec := k.complete(req.Spec, rootfs, user)
 	if err := k.layout.writeSpec(req.ID, spec); err != nil {
 		return nil, nil, err
@@ -147,6 +157,7 @@ func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *
 		return nil, nil, err
 	}
 	k.learn.meet(config.Seccomp)
+	c.watch.next("libcontainer, create")
 	c.handle, err = libcontainer.Create(k.layout.libcontainer(), req.ID, config)
 	if err != nil {
 		return nil, nil, err
@@ -156,6 +167,7 @@ func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *
 		return nil, nil, err
 	}
 	c.cgroup = cgroup{paths: state.CgroupPaths}
+	c.watch.next("open streams")
 	k.oom.open(c.cgroup.counter())
 	return spec, config, nil
 }
@@ -231,12 +243,17 @@ func (k *Keeper) run(c *container, req *keeper.StartRequest, spec *specs.Spec, c
 	} else {
 		process.Stdin, process.Stdout, process.Stderr = stdio.stdin, stdio.stdout, stdio.stderr
 	}
+	c.watch.next(stepInit)
 	if err := c.handle.Start(process); err != nil {
 		return err
 	}
 	c.reap = func() (unix.WaitStatus, error) { return waitProcess(process) }
 	if c.pid, err = process.Pid(); err != nil {
 		return err
+	}
+	c.watch.next("open log")
+	if m, ok := k.marks.Of(c.pid); ok {
+		c.watch.divide(m)
 	}
 	return k.arm(c, req.LogPath, tty)
 }
@@ -271,9 +288,11 @@ func (k *Keeper) arm(c *container, logPath string, tty *console) error {
 		return err
 	}
 	defer unix.Close(fd)
+	c.watch.next("execute command")
 	if err := release(k.layout.execFIFO(c.id), fd, releaseTimeout); err != nil {
 		return err
 	}
+	c.watch.next("write status")
 	c.status.PID, c.status.StartTime, c.status.Started = c.pid, c.startTime, time.Now()
 	return keeper.WriteStatus(c.dir, &c.status)
 }

@@ -6,11 +6,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	"github.com/gantry-cri/gantry/sandbox/keeperd/marks"
 )
 
 func TestRoundTrip(t *testing.T) {
@@ -27,6 +30,52 @@ func TestRoundTrip(t *testing.T) {
 	}
 	c.delete()
 	c.delete()
+}
+
+// steps starts a container and returns the names of the steps that are told, which follow each other without a gap.
+func (c *container) steps() string {
+	before := marks.Now()
+	reply, proc, err := c.client.Start(deadline(c.t), c.StartRequest)
+	if err != nil {
+		c.t.Error(err)
+		return ""
+	}
+	proc.Close()
+	names := "\n"
+	for i, s := range reply.Steps {
+		if i > 0 && s.From != reply.Steps[i-1].To || s.From < before || s.To < s.From {
+			c.t.Errorf("step %d is %+v, in %+v", i, s, reply.Steps)
+		}
+		names += s.Name + "\n"
+	}
+	if n := len(reply.Steps); n == 0 || reply.Steps[n-1].To > marks.Now() {
+		c.t.Errorf("steps are %+v, expected some that have ended", reply.Steps)
+	}
+	return names
+}
+
+func TestStartTellsItsSteps(t *testing.T) {
+	n := newNode(t)
+	want := []string{
+		"decode request", "mount root filesystem", "init: clone and execute", "init: enter cgroup",
+		"init: join and make namespaces", "init: start Go", "init: mount and limit", "execute command",
+	}
+	filtered := n.container(deny(unix.EPERM), "true").steps()
+	for _, step := range append(want, "init: load seccomp filter") {
+		if !strings.Contains(filtered, "\n"+step+"\n") {
+			t.Errorf("no step %q in:%s", step, filtered)
+		}
+	}
+	if plain := n.container(nil, "true").steps(); strings.Contains(plain, "seccomp") || !strings.Contains(plain, "\ninit: mount and limit\n") {
+		t.Errorf("steps of a container without a filter are:%s", plain)
+	}
+	// Side by side each has its own.
+	var group sync.WaitGroup
+	for range 4 {
+		c := n.container(nil, "true")
+		group.Go(func() { c.steps() })
+	}
+	group.Wait()
 }
 
 func TestExecReturnsOutputAndCode(t *testing.T) {

@@ -111,11 +111,17 @@ static int done(int result, scmp_filter_ctx ctx, uint32_t kind, uint32_t a, uint
 	return result;
 }
 
+// Package marks notes when libcontainer begins a filter, in a program that has it.
+void marks_seccomp(void) __attribute__((weak));
+
 scmp_filter_ctx __real_seccomp_init(uint32_t action);
 scmp_filter_ctx __wrap_seccomp_init(uint32_t action)
 {
-	scmp_filter_ctx ctx = __real_seccomp_init(action);
+	scmp_filter_ctx ctx;
 
+	if (marks_seccomp != NULL)
+		marks_seccomp();
+	ctx = __real_seccomp_init(action);
 	calls.ctx = ctx;
 	calls.len = 0;
 	calls.lost = ctx == NULL;
