@@ -16,6 +16,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/cni/embedded"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // The values of Config.EmbeddedSubnet6 that are no subnet.
@@ -65,9 +66,13 @@ func (n *Network) attachEmbedded(
 	if err != nil {
 		return nil, err
 	}
+	steps := trace.Steps(ctx)
+	defer steps.End()
+	steps.Next("ensure what pods share")
 	if err := n.embedded.Ensure(); err != nil {
 		return nil, fmt.Errorf("network is not ready: %w: %w", err, errdefs.ErrUnavailable)
 	}
+	steps.Next("reserve addresses")
 	a, err := n.embedded.Reserve(sandboxID, embedded.Request{
 		Ports: ports, Limits: embedded.Limits{Ingress: limits["ingressRate"], Egress: limits["egressRate"]},
 		NoIPv6: disablesIPv6(config.GetLinux().GetSysctls()),
@@ -75,6 +80,7 @@ func (n *Network) attachEmbedded(
 	if err != nil {
 		return nil, err
 	}
+	steps.Next("write attachment record")
 	// The record comes before the effects. It is also what keeps the addresses from being given twice.
 	held, err := n.records.create(newEmbeddedRecord(a, n.config.EmbeddedName, netns))
 	if err != nil {
@@ -84,7 +90,7 @@ func (n *Network) attachEmbedded(
 		return nil, err
 	}
 	defer held.Close()
-	ctx, cancel := context.WithTimeout(ctx, n.config.AddTimeout)
+	ctx, cancel := context.WithTimeout(steps.Next("attach to the embedded network"), n.config.AddTimeout)
 	defer cancel()
 	if err := n.embedded.Attach(ctx, a, netns); err != nil {
 		return nil, err

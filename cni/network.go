@@ -24,6 +24,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/cni/embedded"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // ifName is the interface of every sandbox; the kubelet and many plugins count on the name.
@@ -148,16 +149,20 @@ func (n *Network) Attach(
 	if len(ports) > 0 && rec.CapabilityArgs["portMappings"] == nil {
 		klog.InfoS("Host ports are ignored: no plugin of the network takes them", "network", list.Name, "sandbox", sandboxID)
 	}
+	steps := trace.Steps(ctx)
+	defer steps.End()
 	// From here on a crash leaves something to undo, so the record comes first.
+	steps.Next("write attachment record")
 	held, err := n.records.create(rec)
 	if err != nil {
 		return nil, fmt.Errorf("record attachment: %w", err)
 	}
 	defer held.Close()
+	steps.Next("bring loopback up")
 	if err := n.loopback(netns); err != nil {
 		return nil, fmt.Errorf("bring loopback up: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, n.config.AddTimeout)
+	ctx, cancel := context.WithTimeout(steps.Next("run plugins"), n.config.AddTimeout)
 	defer cancel()
 	result, err := n.add(ctx, held, rec, list)
 	if err != nil {

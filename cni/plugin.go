@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/trace"
 )
 
 const (
@@ -126,7 +128,9 @@ func (e *pluginExec) ExecPlugin(ctx context.Context, path string, stdin []byte, 
 			return nil, err
 		}
 	}
+	_, step := trace.Start(ctx, filepath.Base(path))
 	printed, err := e.run(ctx, path, stdin, environ)
+	step.End()
 	if err == nil && e.results != nil {
 		err = e.results.note(stdin, printed)
 	}

@@ -13,6 +13,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // CreateContainer makes a container of an image that is in the store. A retry with the same metadata joins the first
@@ -33,7 +34,9 @@ func (s *Server) CreateContainer(
 			return nil, err
 		}
 	}
+	_, step := trace.Start(ctx, "find image")
 	config, imageID, imageRef, err := s.resolveImage(s.handlerOf(req.GetPodSandboxId()), config)
+	step.End()
 	if err != nil {
 		return nil, fmt.Errorf("find image %q: %w", req.GetConfig().GetImage().GetImage(), err)
 	}

@@ -19,6 +19,11 @@ func (s *Server) interceptUnary(
 	ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
 ) (resp any, err error) {
 	method := path.Base(info.FullMethod)
+	if starts(method) {
+		var end func(error)
+		ctx, end = s.trace.Begin(ctx, method)
+		defer func() { end(err) }()
+	}
 	err = s.intercept(ctx, method, func() []any { return identity(req, resp) }, func() error {
 		resp, err = handler(ctx, req)
 		return err
@@ -100,6 +105,19 @@ func logCall(method string, duration time.Duration, err error, keys func() []any
 	}
 	klog.V(level).InfoS("Request failed", values...)
 }
+
+// starts reports whether a method is part of the start of a pod, whose timeline is kept.
+func starts(method string) bool {
+	switch method {
+	case "RunPodSandbox", "CreateContainer", "StartContainer", "RestorePod":
+		return true
+	}
+	return false
+}
+
+// Traced reports whether calls of a method are worth a span: those that change something and come to an end. The others
+// come several times a second, or last for as long as the daemon does.
+func Traced(method string) bool { return !asks(method) && method != "GetContainerEvents" }
 
 // asks reports whether a method changes nothing of note.
 func asks(method string) bool {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/sandbox"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // captureLog returns what the log gets until the returned function is called, at a level at which everything is logged.
@@ -108,6 +109,33 @@ func TestLogSaysWhatARequestIsAbout(t *testing.T) {
 	} {
 		if text := log(); !strings.Contains(text, want) {
 			t.Errorf("want %s in the log, got %s", want, text)
+		}
+	}
+}
+
+func TestStartsHaveATimeline(t *testing.T) {
+	var methods []string
+	n := newNode(t, func(c *Config) {
+		c.Trace = trace.NewLog(func(_ context.Context, call *trace.Call) {
+			methods = append(methods, fmt.Sprint(call.Method, " ", call.Err != ""))
+		})
+	})
+	ctx := testContext(t)
+	_, _ = n.RunPodSandbox(ctx, &runtime.RunPodSandboxRequest{Config: sandboxConfig("web")})
+	_, _ = n.ListPodSandbox(ctx, &runtime.ListPodSandboxRequest{})
+	_, _ = n.StartContainer(ctx, &runtime.StartContainerRequest{})
+	if got := strings.Join(methods, ", "); got != "RunPodSandbox false, StartContainer true" {
+		t.Errorf("timelines of %s", got)
+	}
+}
+
+func TestSpansAreOfWhatChangesSomething(t *testing.T) {
+	for method, want := range map[string]bool{
+		"RunPodSandbox": true, "StopContainer": true, "PullImage": true, "Pull": true,
+		"ListContainers": false, "ContainerStatus": false, "ExecSync": false, "GetContainerEvents": false,
+	} {
+		if Traced(method) != want {
+			t.Errorf("%s: %t, expected %t", method, !want, want)
 		}
 	}
 }

@@ -17,6 +17,8 @@ import (
 
 	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // maxMessageSize is the largest gRPC message in either direction, in bytes: what the kubelet's client takes.
@@ -40,6 +42,8 @@ type Config struct {
 	Handlers []string
 	// UserNamespaces says that sandboxes can have user namespaces of their own.
 	UserNamespaces bool
+	// Trace keeps the timelines of the calls that start pods; nil keeps none.
+	Trace *trace.Log
 	// Ready returns why the daemon cannot serve yet or any more, or nil. While it returns an error all methods but
 	// Version and Status answer Unavailable. Nil means always ready. It is called for each request and must not wait.
 	Ready func() error
@@ -71,6 +75,7 @@ type Server struct {
 	version  string
 	handlers []*runtime.RuntimeHandler
 	ready    func() error
+	trace    *trace.Log
 	info     map[string]any
 
 	// tokens are the requests for streams, streamBase is where their clients come.
@@ -97,6 +102,7 @@ func New(config Config) (*Server, error) {
 		version:  config.RuntimeVersion,
 		handlers: runtimeHandlers(config.Handlers, config.UserNamespaces),
 		ready:    config.Ready,
+		trace:    config.Trace,
 		info:     config.Info,
 	}
 	s.ending, s.end = context.WithCancel(context.Background())

@@ -19,6 +19,7 @@ const (
 	netlink      = "github.com/vishvananda/netlink"
 	bbolt        = "go.etcd.io/bbolt"
 	kubernetes   = "k8s.io"
+	otel         = "go.opentelemetry.io"
 )
 
 // layer is what a package, and all below it, may never import. Paths without a dot in their first element are ours, or
@@ -85,6 +86,7 @@ var onlyImporters = map[string][]string{
 	containerdd:  {"cri/cadvisor"},
 	nftables:     {"cni/embedded"},
 	netlink:      {"cni/embedded", "test/e2e/node", "test/kubelet"},
+	otel:         {"cri/otlp"},
 }
 
 // keeperdMayImport is all that the keeper may import of ours.
@@ -170,7 +172,7 @@ func TestKeeperLinksNoServers(t *testing.T) {
 	for dependency := range strings.Lines(string(out)) {
 		dependency = strings.TrimSpace(dependency)
 		for _, f := range []string{grpc, kubernetes, "net/http", "crypto/tls", "github.com/spf13/cobra",
-			"github.com/containerd/containerd", "google.golang.org/protobuf/types/dynamicpb"} {
+			"github.com/containerd/containerd", otel, "google.golang.org/protobuf/types/dynamicpb"} {
 			if within(dependency, f) {
 				t.Errorf("gantry-keeper links %s", dependency)
 			}

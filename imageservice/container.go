@@ -21,6 +21,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"k8s.io/klog/v2"
+
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // The writable layer of a container is a directory:
@@ -80,6 +82,9 @@ func (s *Service) Prepare(ctx context.Context, containerID, image string) ([]spe
 	if err := ctx.Err(); err != nil {
 		return nil, nil, fmt.Errorf("prepare container %s: %w", containerID, err)
 	}
+	steps := trace.Steps(ctx)
+	defer steps.End()
+	steps.Next("find image")
 	img, known, err := s.take(containerID, image)
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare container %s: %w", containerID, err)
@@ -90,6 +95,7 @@ func (s *Service) Prepare(ctx context.Context, containerID, image string) ([]spe
 			return nil, nil, fmt.Errorf("prepare container %s: %w", containerID, err)
 		}
 	}
+	steps.Next("make writable layer")
 	if err := s.makeLayer(containerID, img, known); err != nil {
 		err = errors.Join(err, s.Release(ctx, containerID))
 		return nil, nil, fmt.Errorf("prepare container %s: %w", containerID, err)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 	"github.com/gantry-cri/gantry/sandbox/spec"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // Container is one container of a sandbox.
@@ -83,6 +84,13 @@ func (c *Container) Status() *ContainerStatus { return c.status.Load() }
 func (c *Container) key() containerKey {
 	md := c.Status().Config.GetMetadata()
 	return containerKey{md.GetName(), md.GetAttempt()}
+}
+
+// subject is what the container's calls are about, for their timelines.
+func (c *Container) subject() trace.Subject {
+	subject := c.s.subject()
+	subject.ContainerID, subject.Container = c.id, c.Status().Config.GetMetadata().GetName()
+	return subject
 }
 
 func (c *Container) dir() string { return c.m.containerDir(c.s.id, c.id) }
@@ -217,9 +225,11 @@ func (c *Container) processStarted(pid int, started time.Time, user *runtime.Con
 	return err
 }
 
-// work returns the context of the making or the start, which cancel ends; the caller calls done at the end.
-func (c *Container) work(timeout time.Duration) (ctx context.Context, done func()) {
+// work returns the context of the making or the start, with caller's timeline, which cancel ends; the caller calls done at
+// the end.
+func (c *Container) work(caller context.Context, timeout time.Duration) (ctx context.Context, done func()) {
 	ctx, cancel := background(timeout)
+	ctx = trace.With(ctx, caller)
 	c.mu.Lock()
 	c.cancelWork = cancel
 	c.mu.Unlock()

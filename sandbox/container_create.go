@@ -19,6 +19,7 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 	"github.com/gantry-cri/gantry/sandbox/namespace"
 	"github.com/gantry-cri/gantry/sandbox/spec"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // createTimeout bounds the making of a container, of which a volume on a slow disk may be the longest part.
@@ -46,7 +47,8 @@ func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, config 
 	if existing != nil {
 		return existing.join(ctx, config)
 	}
-	if err := c.making.do(ctx, c.make); err != nil {
+	trace.About(ctx, c.subject())
+	if err := c.making.do(ctx, func() error { return c.make(ctx) }); err != nil {
 		return "", fmt.Errorf("create container %s: %w", config.GetMetadata().GetName(), err)
 	}
 	return c.id, nil
@@ -66,7 +68,8 @@ func (c *Container) setUp(imageID, imageRef string) (err error) {
 // brought counts: the kubelet's retry differs from it in the order of variables.
 func (c *Container) join(ctx context.Context, config *runtime.ContainerConfig) (string, error) {
 	creating := c.Status().State == ContainerCreating
-	if err := c.making.do(ctx, c.make); err != nil {
+	trace.About(ctx, c.subject())
+	if err := c.making.do(ctx, func() error { return c.make(ctx) }); err != nil {
 		return "", fmt.Errorf("create container %s: %w", config.GetMetadata().GetName(), err)
 	}
 	if !creating && !proto.Equal(c.Status().Config, config) {
@@ -96,12 +99,12 @@ func logPath(sandbox *runtime.PodSandboxConfig, config *runtime.ContainerConfig)
 	return filepath.Join(dir, rel), nil
 }
 
-// make does what CreateContainer asked for, once; a later call finds it done.
-func (c *Container) make() error {
+// make does what CreateContainer asked for, once; a later call finds it done. Of caller it takes the timeline only.
+func (c *Container) make(caller context.Context) error {
 	if c.Status().State != ContainerCreating {
 		return nil
 	}
-	ctx, done := c.work(createTimeout)
+	ctx, done := c.work(caller, createTimeout)
 	defer done()
 	err := c.makeSteps(ctx)
 	if err == nil {
@@ -118,12 +121,16 @@ func (c *Container) make() error {
 // makeSteps is the story of a container before its start: record, snapshot, spec. Whatever it leaves, remove undoes.
 func (c *Container) makeSteps(ctx context.Context) error {
 	c.m.keeper.expect()
+	steps := trace.Steps(ctx)
+	defer steps.End()
+	steps.Next("write record")
 	if err := os.MkdirAll(c.dir(), 0o700); err != nil {
 		return fmt.Errorf("make record directory: %w", err)
 	}
 	if err := c.save(c.Status(), false); err != nil {
 		return err
 	}
+	steps.End()
 	b, image, err := c.prepare(ctx)
 	if err != nil {
 		return err
@@ -135,6 +142,7 @@ func (c *Container) makeSteps(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	steps.Next("write record")
 	st := *c.Status()
 	st.StopSignal, st.VolumeRefs = signal, b.volumeRefs
 	if err := c.save(&st, true); err != nil {
@@ -150,19 +158,23 @@ func (c *Container) makeSteps(ctx context.Context) error {
 
 // prepare makes the container's snapshot and its spec. It may be called again for a container that has them.
 func (c *Container) prepare(ctx context.Context) (*build, *ocispec.Image, error) {
+	steps := trace.Steps(ctx)
+	defer steps.End()
 	st := c.Status()
-	rootfs, image, err := c.m.config.Images.Prepare(ctx, c.id, st.ImageID)
+	rootfs, image, err := c.m.config.Images.Prepare(steps.Next("prepare snapshot"), c.id, st.ImageID)
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare root filesystem: %w", err)
 	}
-	in, volumeRefs, err := c.specInput(ctx, &image.Config)
+	in, volumeRefs, err := c.specInput(steps.Next("gather what the spec needs"), &image.Config)
 	if err != nil {
 		return nil, nil, err
 	}
+	steps.Next("build spec")
 	s, user, err := spec.Build(in)
 	if err != nil {
 		return nil, nil, err
 	}
+	steps.Next("relabel and inject devices")
 	if err := host.RequireAppArmor(s.Process.ApparmorProfile); err != nil {
 		return nil, nil, err
 	}
@@ -189,16 +201,19 @@ func (c *Container) specInput(
 	if in.Node, err = c.m.nodeOf(sandbox); err != nil {
 		return in, nil, err
 	}
-	if in.Host, err = host.Gather(ctx, sandbox.Config, st.Config, c.m.config.MakeMissingSources); err != nil {
+	steps := trace.Steps(ctx)
+	defer steps.End()
+	if in.Host, err = host.Gather(steps.Next("look up host paths and devices"), sandbox.Config, st.Config, c.m.config.MakeMissingSources); err != nil {
 		return in, nil, err
 	}
-	if in.Host.Volumes, volumeRefs, err = c.volumes(ctx, st.Config.GetMounts()); err != nil {
+	volumes := steps.Next("prepare volumes")
+	if in.Host.Volumes, volumeRefs, err = c.volumes(volumes, st.Config.GetMounts()); err != nil {
 		return in, nil, err
 	}
 	if in.Labels, err = c.labels(sandbox); err != nil {
 		return in, nil, err
 	}
-	in.Namespaces, err = c.namespaces(ctx, sandbox)
+	in.Namespaces, err = c.namespaces(steps.Next("find namespaces"), sandbox)
 	return in, volumeRefs, err
 }
 
@@ -280,9 +295,9 @@ func (s *Sandbox) ensurePodInit(ctx context.Context) (int, error) {
 		if s.Status().InitPID != 0 {
 			return nil
 		}
-		ctx, cancel := background(createTimeout)
+		work, cancel := background(createTimeout)
 		defer cancel()
-		pid, err := s.m.keeper.podInit(ctx, keeper.PodInitRequest{
+		pid, err := s.m.keeper.podInit(trace.With(work, ctx), keeper.PodInitRequest{
 			ID: s.id, Dir: s.m.sandboxDir(s.id), CgroupsPath: s.m.cgroupsPath(s.Status().CgroupParent, s.id),
 			SystemdCgroup: s.m.config.CgroupDriver == DriverSystemd, UserNS: s.userNS(), NetNS: s.netnsPin(s.Status()),
 		})

@@ -12,6 +12,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // startTimeout bounds the start of a process: mounts from a slow disk are the longest part.
@@ -27,16 +28,18 @@ func (m *Manager) StartContainer(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	trace.About(ctx, c.subject())
 	if st := c.Status(); st.State != ContainerCreated {
 		return fmt.Errorf("start container %s: it is %s, expected created: %w", c.id, st.State, errdefs.ErrFailedPrecondition)
 	}
-	if err := c.starting.do(ctx, c.start); err != nil {
+	if err := c.starting.do(ctx, func() error { return c.start(ctx) }); err != nil {
 		return fmt.Errorf("start container %s: %w", c.id, err)
 	}
 	return nil
 }
 
-func (c *Container) start() error {
+// start does what StartContainer asked for, once. Of caller it takes the timeline only.
+func (c *Container) start(caller context.Context) error {
 	if st := c.Status(); st.State != ContainerCreated {
 		if st.State == ContainerRunning {
 			return nil // a joined call was quicker
@@ -46,7 +49,7 @@ func (c *Container) start() error {
 	if st := c.s.Status(); st.State != SandboxReady {
 		return fmt.Errorf("sandbox %s is %s, expected ready: %w", st.ID, st.State, errdefs.ErrFailedPrecondition)
 	}
-	ctx, done := c.work(startTimeout)
+	ctx, done := c.work(caller, startTimeout)
 	defer done()
 	reply, err := c.startSteps(ctx)
 	if err == nil {
@@ -79,8 +82,11 @@ func (c *Container) startSteps(ctx context.Context) (keeper.StartReply, error) {
 			return keeper.StartReply{}, err
 		}
 	}
+	steps := trace.Steps(ctx)
+	defer steps.End()
 	st := c.Status()
 	if st.LogPath != "" {
+		steps.Next("make log directory")
 		// The kubelet makes the directory; for others it is made here.
 		if err := os.MkdirAll(filepath.Dir(st.LogPath), 0o755); err != nil {
 			return keeper.StartReply{}, fmt.Errorf("make log directory: %w", err)
@@ -95,6 +101,7 @@ func (c *Container) startSteps(ctx context.Context) (keeper.StartReply, error) {
 		Stdin:         st.Config.GetStdin(),
 		StdinOnce:     st.Config.GetStdinOnce(),
 	}
+	ctx = steps.Next("ask the keeper")
 	if c.restores() {
 		return c.resume(ctx, start)
 	}

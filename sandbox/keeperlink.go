@@ -14,6 +14,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // keeperTimeout bounds the steps of joining a keeper.
@@ -248,11 +249,27 @@ func (l *keeperLink) drop(id string) {
 	}
 }
 
+// insert adds what the keeper took the time of to the timeline of the call, and the way there and back.
+func insert(ctx context.Context, steps []keeper.Step) {
+	if len(steps) == 0 {
+		return
+	}
+	stamped := make([]trace.Stamped, 0, len(steps)+2)
+	stamped = append(stamped, trace.Stamped{Name: "request to the keeper", To: steps[0].From})
+	for _, s := range steps {
+		stamped = append(stamped, trace.Stamped(s))
+	}
+	trace.Insert(ctx, append(stamped, trace.Stamped{
+		Name: "answer of the keeper", From: steps[len(steps)-1].To, To: trace.Monotonic(),
+	}))
+}
+
 func (l *keeperLink) start(ctx context.Context, req keeper.StartRequest) (keeper.StartReply, error) {
 	reply, files, err := l.client.Start(ctx, req)
 	if err != nil {
 		return reply, err
 	}
+	insert(ctx, reply.Steps)
 	l.hold(req.ID, files)
 	return reply, nil
 }
@@ -262,6 +279,7 @@ func (l *keeperLink) restore(ctx context.Context, req keeper.RestoreRequest) (ke
 	if err != nil {
 		return reply, err
 	}
+	insert(ctx, reply.Steps)
 	l.hold(req.Start.ID, files)
 	return reply, nil
 }
@@ -293,6 +311,7 @@ func (l *keeperLink) podInit(ctx context.Context, req keeper.PodInitRequest) (in
 	if err != nil {
 		return 0, err
 	}
+	insert(ctx, reply.Steps)
 	l.hold(req.ID, files)
 	return reply.PID, nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/checkpoint"
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // restoreDir, in a container's record directory, holds CRIU's images from the restore of the pod until the container's
@@ -67,6 +68,7 @@ func (m *Manager) RestorePod(ctx context.Context, r *RestoreRequest) (*Restored,
 	if !fresh {
 		return nil, fmt.Errorf("sandbox %s has the same metadata (namespace, name, uid, attempt): %w", s.id, errdefs.ErrAlreadyExists)
 	}
+	trace.About(ctx, s.subject())
 	restored, err := s.restore(ctx, r, pod)
 	if err == nil {
 		return restored, nil
@@ -110,7 +112,7 @@ func (r *RestoreRequest) match() (*checkpoint.Pod, error) {
 
 // restore makes the sandbox and the containers. The caller removes what it leaves after an error.
 func (s *Sandbox) restore(ctx context.Context, r *RestoreRequest, pod *checkpoint.Pod) (*Restored, error) {
-	if err := s.making.do(ctx, s.make); err != nil {
+	if err := s.making.do(ctx, func() error { return s.make(ctx) }); err != nil {
 		return nil, err
 	}
 	restored := &Restored{SandboxID: s.id}
@@ -138,7 +140,7 @@ func (s *Sandbox) restoreContainer(ctx context.Context, rc RestoreContainer, dir
 	if existing != nil {
 		return nil, fmt.Errorf("container %s has the same name and attempt: %w", existing.id, errdefs.ErrAlreadyExists)
 	}
-	return c, c.making.do(ctx, c.make)
+	return c, c.making.do(ctx, func() error { return c.make(ctx) })
 }
 
 // takeCheckpoint copies what the container's start will need, and gives its snapshot what it had. It comes after

@@ -13,6 +13,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/sandbox/namespace"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // Sandbox is a pod sandbox: shared namespaces, a network and the containers in them.
@@ -59,6 +60,12 @@ var sandboxTransitions = map[SandboxState][]SandboxState{
 	SandboxStopped:  {SandboxRemoving},
 	SandboxRemoving: {SandboxRemoving},
 	SandboxUnknown:  {SandboxStopping},
+}
+
+// subject is what the sandbox's calls are about, for their timelines.
+func (s *Sandbox) subject() trace.Subject {
+	m := s.Status().Config.GetMetadata()
+	return trace.Subject{SandboxID: s.id, Pod: m.GetNamespace() + "/" + m.GetName()}
 }
 
 // Status returns the sandbox's status at this moment.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/host"
 	"github.com/gantry-cri/gantry/sandbox/namespace"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // makeTimeout bounds the making of a sandbox. The kubelet waits 4 minutes for RunPodSandbox (twice its request
@@ -33,10 +34,11 @@ func (m *Manager) Run(ctx context.Context, config *runtime.PodSandboxConfig, han
 		return "", err
 	}
 	s, fresh := m.reserve(config, handler)
+	trace.About(ctx, s.subject())
 	if !fresh {
 		return m.joinRun(ctx, s, config, handler)
 	}
-	err := s.making.do(ctx, s.make)
+	err := s.making.do(ctx, func() error { return s.make(ctx) })
 	if err != nil {
 		return "", fmt.Errorf("run sandbox %s/%s: %w", config.GetMetadata().GetNamespace(), config.GetMetadata().GetName(), err)
 	}
@@ -66,7 +68,7 @@ func (m *Manager) joinRun(
 	ctx context.Context, s *Sandbox, config *runtime.PodSandboxConfig, handler string,
 ) (string, error) {
 	creating := s.Status().State == SandboxCreating
-	if err := s.making.do(ctx, s.make); err != nil {
+	if err := s.making.do(ctx, func() error { return s.make(ctx) }); err != nil {
 		return "", err
 	}
 	// The kubelet may build the configuration anew for a retry; what was given first counts while the job runs. A
@@ -87,8 +89,8 @@ func (m *Manager) forget(s *Sandbox) {
 	}
 }
 
-// make does what Run asked for, once; a later call finds it done.
-func (s *Sandbox) make() error {
+// make does what Run asked for, once; a later call finds it done. Of caller it takes the timeline only.
+func (s *Sandbox) make(caller context.Context) error {
 	switch s.Status().State {
 	case SandboxReady:
 		return nil
@@ -97,7 +99,7 @@ func (s *Sandbox) make() error {
 		return fmt.Errorf("sandbox %s is %s: %w", s.id, s.Status().State, errdefs.ErrFailedPrecondition)
 	}
 	defer s.cancelMake()
-	err := s.makeSteps(s.makeCtx)
+	err := s.makeSteps(trace.With(s.makeCtx, caller))
 	if err == nil {
 		return nil
 	}
@@ -117,31 +119,38 @@ func (s *Sandbox) make() error {
 // makeSteps is the story of a sandbox: record, files, namespaces, network. Whatever it leaves, remove undoes.
 func (s *Sandbox) makeSteps(ctx context.Context) error {
 	s.m.keeper.expect()
+	steps := trace.Steps(ctx)
+	defer steps.End()
 	config := s.Status().Config
+	steps.Next("check configuration")
 	opts, err := s.namespaceOptions(config)
 	if err != nil {
 		return err
 	}
+	steps.Next("write record")
 	if err := s.makeRecord(config, opts); err != nil {
 		return err
 	}
+	steps.Next("write hosts and resolv.conf")
 	if err := writeFiles(s.m.sandboxDir(s.id), opts.Hostname, config.GetDnsConfig()); err != nil {
 		return err
 	}
 	if err := giveFiles(s.m.sandboxDir(s.id), opts.User); err != nil {
 		return err
 	}
+	steps.Next("make namespaces")
 	if err := namespace.Make(s.m.pinDir(s.id), opts); err != nil {
 		return err
 	}
+	var ips []string
 	if opts.Net {
 		s.findNetNS()
 		namespace.Announce(s.id, s.Status().NetNS)
+		if ips, err = s.attach(steps.Next("attach network"), config); err != nil {
+			return err
+		}
 	}
-	ips, err := s.attach(ctx, config)
-	if err != nil {
-		return err
-	}
+	steps.Next("write record")
 	return s.makeReady(ips)
 }
 

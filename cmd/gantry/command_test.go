@@ -21,6 +21,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/cri/operator"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // fakeDaemon answers with what a test set.
@@ -140,12 +141,25 @@ func (f *fakeDaemon) start(t *testing.T) string {
 	server := grpc.NewServer()
 	runtime.RegisterRuntimeServiceServer(server, f)
 	runtime.RegisterImageServiceServer(server, f)
-	operator.New(fakeStore{f}, func(context.Context) *operator.InfoResponse {
+	operator.New(fakeStore{f}, fakeTimelines(t), func(context.Context) *operator.InfoResponse {
 		return &operator.InfoResponse{Version: "v9.9.9", Pid: 42, Keeper: &operator.KeeperInfo{Build: "v8.8.8", Pid: 43}}
 	}).Register(server)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
 	return "unix://" + socket
+}
+
+// fakeTimelines has that of one pod.
+func fakeTimelines(t *testing.T) *trace.Log {
+	log := trace.NewLog(nil)
+	ctx, end := log.Begin(t.Context(), "RunPodSandbox")
+	trace.About(ctx, trace.Subject{SandboxID: strings.Repeat("2", 64), Pod: "default/web"})
+	inner, step := trace.Start(ctx, "attach network")
+	_, plugin := trace.Start(inner, "bridge")
+	plugin.End()
+	step.End()
+	end(nil)
+	return log
 }
 
 // run runs the command against the fake daemon and returns what it printed.

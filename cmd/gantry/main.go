@@ -42,6 +42,6 @@ func newCommand() *cobra.Command {
 	}
 	c := &connector{}
 	root.PersistentFlags().StringVar(&c.address, "address", address, "socket of gantryd; also $"+addressVariable)
-	root.AddCommand(newImageCommand(c), newPodsCommand(c), newDoctorCommand(c), newVersionCommand(c))
+	root.AddCommand(newImageCommand(c), newPodsCommand(c), newTraceCommand(c), newDoctorCommand(c), newVersionCommand(c))
 	return root
 }

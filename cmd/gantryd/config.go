@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"time"
@@ -66,6 +67,7 @@ type Config struct {
 	Stream          StreamConfig          `toml:"stream"`
 	Stats           StatsConfig           `toml:"stats"`
 	Cadvisor        CadvisorConfig        `toml:"cadvisor"`
+	Tracing         TracingConfig         `toml:"tracing"`
 
 	RuntimeHandlers map[string]HandlerConfig `toml:"runtime_handlers"`
 }
@@ -124,6 +126,12 @@ type CadvisorConfig struct {
 	Address string `toml:"address"`
 }
 
+// TracingConfig is about spans for OpenTelemetry.
+type TracingConfig struct {
+	Endpoint string  `toml:"endpoint"`
+	Sampling float64 `toml:"sampling"`
+}
+
 // Duration is a duration as it is written in TOML, such as "30s" or "1m30s". It is a string so that the decoder, which
 // does not say where a type's own decoding failed, leaves the judgement to Config.checks.
 type Duration string
@@ -169,6 +177,7 @@ func defaultConfig() *Config {
 		Stream:   StreamConfig{Address: "127.0.0.1:0", TLS: streamTLSOff, IdleTimeout: "4h"},
 		Stats:    StatsConfig{Period: "10s"},
 		Cadvisor: CadvisorConfig{Serve: cadvisorAuto, Address: "unix:///run/containerd/containerd.sock"},
+		Tracing:  TracingConfig{Sampling: 1},
 	}
 }
 
@@ -247,6 +256,10 @@ func (c *Config) checks() []check {
 		oneOf("cadvisor.serve", c.Cadvisor.Serve, cadvisorAuto, cadvisorOn, cadvisorOff),
 		{valueError{"cadvisor.address", c.Cadvisor.Address, "unix:// and an absolute path of at most 100 bytes"},
 			cadvisorErr == nil},
+		{valueError{"tracing.endpoint", c.Tracing.Endpoint, "nothing, or http:// or https:// with host and port and no path"},
+			c.Tracing.Endpoint == "" || collectorURL(c.Tracing.Endpoint)},
+		{valueError{"tracing.sampling", c.Tracing.Sampling, "0.0 to 1.0"},
+			c.Tracing.Sampling >= 0 && c.Tracing.Sampling <= 1},
 		c.ulimitCheck(),
 		allPaths("cdi.spec_dirs", c.CDI.SpecDirs),
 		pinned("image.pinned_images", c.Image.PinnedImages),
@@ -303,6 +316,12 @@ func subnetFits(subnet string) bool {
 
 func interfaceName(s string) bool {
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsAny(s, "/: \t\n")
+}
+
+func collectorURL(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Hostname() != "" && u.Port() != "" &&
+		strings.TrimSuffix(s, "/") == u.Scheme+"://"+u.Host
 }
 
 func hostPort(s string) bool {

@@ -80,6 +80,12 @@ var keyDocs = map[string]string{
 	"cadvisor.address": "Where cAdvisor looks: its flag -containerd. A unix:// URL of an absolute path; it may " +
 		"be that of address.",
 
+	"tracing.endpoint": "Collector of OpenTelemetry spans that speaks OTLP over gRPC. A URL such as " +
+		"\"http://127.0.0.1:4317\", with https:// over TLS; if empty, none are sent. gantry trace pod needs no " +
+		"collector.",
+	"tracing.sampling": "Which part of the calls gets spans that the kubelet has not decided about. A number from 0.0 " +
+		"to 1.0.",
+
 	"runtime_handlers": "Runtime handlers besides the default one, for RuntimeClass. A table for each: " +
 		"seccomp_native_only (left out: as seccomp.native_only) and privileged_without_host_devices (a privileged " +
 		"container has only the devices that it asks for), both true or false.",

@@ -76,6 +76,10 @@ func TestWrongFileStopsTheStartAndSaysWhere(t *testing.T) {
 		"pattern in a name":    {"[image]\npinned_images = ['a*b']", `:2: image.pinned_images: value "a*b"`},
 		"name of a handler":    {"#\n[runtime_handlers.A_b]", `:2: runtime_handlers.A_b: value "A_b"`},
 		"option of a handler":  {"[runtime_handlers.a]\nx = 1", `:2: runtime_handlers.a.x: unknown key`},
+		"path in a collector":  {"[tracing]\nendpoint = 'http://a:4317/v1'", `:2: tracing.endpoint: value "http://a:4317/v1"`},
+		"collector's port":     {"[tracing]\nendpoint = 'https://a'", `:2: tracing.endpoint: value "https://a", expected`},
+		"collector's protocol": {"[tracing]\nendpoint = 'grpc://a:4317'", `:2: tracing.endpoint: value "grpc://a:4317"`},
+		"sampling above all":   {"[tracing]\nsampling = 1.5", `:2: tracing.sampling: value "1.5", expected 0.0 to 1.0`},
 		"state is root":        {"root = '/a'\nstate = '/a/'", `:2: state: value "/a/"`},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -47,7 +47,7 @@ func serve(ctx context.Context, config *Config) error {
 	d := &daemon{config: config, keeper: keeper, started: time.Now()}
 	defer d.close()
 	for _, open := range []func(context.Context) error{
-		d.openImages, d.openNetwork, d.openManager, d.openSampler, d.openServer, d.openCadvisor,
+		d.openImages, d.openNetwork, d.openManager, d.openSampler, d.openSpans, d.openServer, d.openCadvisor,
 	} {
 		if err := open(ctx); err != nil {
 			return err

@@ -14,10 +14,12 @@ import (
 	"github.com/gantry-cri/gantry/cni"
 	"github.com/gantry-cri/gantry/cri"
 	"github.com/gantry-cri/gantry/cri/operator"
+	"github.com/gantry-cri/gantry/cri/otlp"
 	"github.com/gantry-cri/gantry/imageservice"
 	"github.com/gantry-cri/gantry/sandbox"
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 	"github.com/gantry-cri/gantry/sandbox/stats"
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // helloTimeout bounds asking the keeper who it is.
@@ -36,6 +38,7 @@ type daemon struct {
 	network *cni.Network
 	manager *sandbox.Manager
 	sampler *stats.Sampler
+	spans   *otlp.Exporter // nil unless spans are sent
 	cri     *cri.Server
 	server  *grpc.Server
 
@@ -115,17 +118,37 @@ func (d *daemon) openSampler(context.Context) (err error) {
 	return err
 }
 
+// openSpans makes ready to send spans, if that is configured.
+func (d *daemon) openSpans(ctx context.Context) (err error) {
+	if d.config.Tracing.Endpoint == "" {
+		return nil
+	}
+	d.spans, err = otlp.Open(ctx, otlp.Config{
+		Endpoint: d.config.Tracing.Endpoint,
+		Sampling: d.config.Tracing.Sampling,
+		Version:  buildVersion(),
+		Skip:     func(method string) bool { return !cri.Traced(method) },
+	})
+	return err
+}
+
 // openServer makes the gRPC server with the CRI and the operator's service.
 func (d *daemon) openServer(context.Context) (err error) {
 	streamTLS, err := streamTLSConfig(&d.config.Stream)
 	if err != nil {
 		return err
 	}
+	var ended func(context.Context, *trace.Call)
+	if d.spans != nil {
+		ended = d.spans.Ended
+	}
+	timelines := trace.NewLog(ended)
 	d.cri, err = cri.New(cri.Config{
 		Runtime:        d.manager,
 		Images:         criImages{d.images},
 		Network:        d.network,
 		Stats:          d.sampler,
+		Trace:          timelines,
 		RuntimeVersion: runtimeVersion(buildVersion()),
 		Handlers:       d.config.handlerNames(),
 		UserNamespaces: d.manager.UserNamespaces(),
@@ -136,9 +159,13 @@ func (d *daemon) openServer(context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.server = grpc.NewServer(d.cri.ServerOptions()...)
+	options := d.cri.ServerOptions()
+	if d.spans != nil {
+		options = append(options, d.spans.ServerOption())
+	}
+	d.server = grpc.NewServer(options...)
 	d.cri.Register(d.server)
-	operator.New(operatorImages{d.images}, d.info).Register(d.server)
+	operator.New(operatorImages{d.images}, timelines, d.info).Register(d.server)
 	return nil
 }
 
@@ -168,6 +195,9 @@ func (d *daemon) close() {
 	}
 	if d.cri != nil {
 		report("streams", d.cri.Close())
+	}
+	if d.spans != nil {
+		report("spans", d.spans.Close(ctx))
 	}
 	if d.sampler != nil {
 		d.sampler.Close()

@@ -24,6 +24,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/trace"
 )
 
 const (
@@ -166,7 +168,9 @@ func (n *Network) Held(sandboxID string) *Attachment {
 // Attach makes the pair, eth0 in the network namespace at the path netns, the routes and the host ports. It undoes
 // nothing: after an error the caller calls Detach.
 func (n *Network) Attach(ctx context.Context, a *Attachment, netns string) error {
+	_, step := trace.Start(ctx, "open netlink")
 	w, err := n.wire(a, netns)
+	step.End()
 	if err != nil {
 		return err
 	}
@@ -199,7 +203,10 @@ func run(ctx context.Context, steps []step) error {
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("%s: %w", s.what, err)
 		}
-		if err := s.do(); err != nil {
+		_, timed := trace.Start(ctx, s.what)
+		err := s.do()
+		timed.End()
+		if err != nil {
 			return fmt.Errorf("%s: %w", s.what, err)
 		}
 	}

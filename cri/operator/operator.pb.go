@@ -639,6 +639,293 @@ func (*PinResponse) Descriptor() ([]byte, []int) {
 	return file_operator_proto_rawDescGZIP(), []int{10}
 }
 
+// TraceRequest names a pod.
+type TraceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the sandbox or a unique prefix of it, or namespace and name with a slash between.
+	Pod           string `protobuf:"bytes,1,opt,name=pod,proto3" json:"pod,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceRequest) Reset() {
+	*x = TraceRequest{}
+	mi := &file_operator_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceRequest) ProtoMessage() {}
+
+func (x *TraceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceRequest.ProtoReflect.Descriptor instead.
+func (*TraceRequest) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TraceRequest) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+// TraceResponse is the timeline of a pod's start.
+type TraceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the sandbox, and namespace and name with a slash between.
+	Id  string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Pod string `protobuf:"bytes,2,opt,name=pod,proto3" json:"pod,omitempty"`
+	// The calls by which it was started, in the order of their beginnings.
+	Calls         []*TraceCall `protobuf:"bytes,3,rep,name=calls,proto3" json:"calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceResponse) Reset() {
+	*x = TraceResponse{}
+	mi := &file_operator_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceResponse) ProtoMessage() {}
+
+func (x *TraceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceResponse.ProtoReflect.Descriptor instead.
+func (*TraceResponse) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *TraceResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *TraceResponse) GetPod() string {
+	if x != nil {
+		return x.Pod
+	}
+	return ""
+}
+
+func (x *TraceResponse) GetCalls() []*TraceCall {
+	if x != nil {
+		return x.Calls
+	}
+	return nil
+}
+
+// TraceCall is one call of the CRI. Durations are in nanoseconds.
+type TraceCall struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the RPC.
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// Id and name of the container that it was about; empty for the sandbox itself.
+	ContainerId string `protobuf:"bytes,2,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	Container   string `protobuf:"bytes,3,opt,name=container,proto3" json:"container,omitempty"`
+	// When it began, in nanoseconds since 1970.
+	Begin    int64 `protobuf:"varint,4,opt,name=begin,proto3" json:"begin,omitempty"`
+	Duration int64 `protobuf:"varint,5,opt,name=duration,proto3" json:"duration,omitempty"`
+	// Why it failed; empty if it did not.
+	Error string       `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	Steps []*TraceStep `protobuf:"bytes,7,rep,name=steps,proto3" json:"steps,omitempty"`
+	// How many steps more there were than are kept.
+	Dropped       int32 `protobuf:"varint,8,opt,name=dropped,proto3" json:"dropped,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceCall) Reset() {
+	*x = TraceCall{}
+	mi := &file_operator_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceCall) ProtoMessage() {}
+
+func (x *TraceCall) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceCall.ProtoReflect.Descriptor instead.
+func (*TraceCall) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *TraceCall) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *TraceCall) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+func (x *TraceCall) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *TraceCall) GetBegin() int64 {
+	if x != nil {
+		return x.Begin
+	}
+	return 0
+}
+
+func (x *TraceCall) GetDuration() int64 {
+	if x != nil {
+		return x.Duration
+	}
+	return 0
+}
+
+func (x *TraceCall) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *TraceCall) GetSteps() []*TraceStep {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
+func (x *TraceCall) GetDropped() int32 {
+	if x != nil {
+		return x.Dropped
+	}
+	return 0
+}
+
+// TraceStep is a part of a call or of another step.
+type TraceStep struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Index in the call's steps of the one that it is a part of, plus one; 0 for the call.
+	Parent int32 `protobuf:"varint,2,opt,name=parent,proto3" json:"parent,omitempty"`
+	// From the beginning of the call, in nanoseconds.
+	Start int64 `protobuf:"varint,3,opt,name=start,proto3" json:"start,omitempty"`
+	// In nanoseconds; -1 while it goes on.
+	Duration      int64 `protobuf:"varint,4,opt,name=duration,proto3" json:"duration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TraceStep) Reset() {
+	*x = TraceStep{}
+	mi := &file_operator_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TraceStep) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TraceStep) ProtoMessage() {}
+
+func (x *TraceStep) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TraceStep.ProtoReflect.Descriptor instead.
+func (*TraceStep) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *TraceStep) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TraceStep) GetParent() int32 {
+	if x != nil {
+		return x.Parent
+	}
+	return 0
+}
+
+func (x *TraceStep) GetStart() int64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *TraceStep) GetDuration() int64 {
+	if x != nil {
+		return x.Duration
+	}
+	return 0
+}
+
 // InfoRequest asks for InfoResponse.
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -648,7 +935,7 @@ type InfoRequest struct {
 
 func (x *InfoRequest) Reset() {
 	*x = InfoRequest{}
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +947,7 @@ func (x *InfoRequest) String() string {
 func (*InfoRequest) ProtoMessage() {}
 
 func (x *InfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +960,7 @@ func (x *InfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoRequest.ProtoReflect.Descriptor instead.
 func (*InfoRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{11}
+	return file_operator_proto_rawDescGZIP(), []int{15}
 }
 
 // InfoResponse tells of the daemon.
@@ -703,7 +990,7 @@ type InfoResponse struct {
 
 func (x *InfoResponse) Reset() {
 	*x = InfoResponse{}
-	mi := &file_operator_proto_msgTypes[12]
+	mi := &file_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -715,7 +1002,7 @@ func (x *InfoResponse) String() string {
 func (*InfoResponse) ProtoMessage() {}
 
 func (x *InfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[12]
+	mi := &file_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -728,7 +1015,7 @@ func (x *InfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InfoResponse.ProtoReflect.Descriptor instead.
 func (*InfoResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{12}
+	return file_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *InfoResponse) GetVersion() string {
@@ -825,7 +1112,7 @@ type KeeperInfo struct {
 
 func (x *KeeperInfo) Reset() {
 	*x = KeeperInfo{}
-	mi := &file_operator_proto_msgTypes[13]
+	mi := &file_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -837,7 +1124,7 @@ func (x *KeeperInfo) String() string {
 func (*KeeperInfo) ProtoMessage() {}
 
 func (x *KeeperInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[13]
+	mi := &file_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -850,7 +1137,7 @@ func (x *KeeperInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeeperInfo.ProtoReflect.Descriptor instead.
 func (*KeeperInfo) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{13}
+	return file_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *KeeperInfo) GetPath() string {
@@ -928,7 +1215,27 @@ const file_operator_proto_rawDesc = "" +
 	"PinRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x16\n" +
 	"\x06pinned\x18\x02 \x01(\bR\x06pinned\"\r\n" +
-	"\vPinResponse\"\r\n" +
+	"\vPinResponse\" \n" +
+	"\fTraceRequest\x12\x10\n" +
+	"\x03pod\x18\x01 \x01(\tR\x03pod\"f\n" +
+	"\rTraceResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03pod\x18\x02 \x01(\tR\x03pod\x123\n" +
+	"\x05calls\x18\x03 \x03(\v2\x1d.gantry.operator.v1.TraceCallR\x05calls\"\xfb\x01\n" +
+	"\tTraceCall\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12!\n" +
+	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x1c\n" +
+	"\tcontainer\x18\x03 \x01(\tR\tcontainer\x12\x14\n" +
+	"\x05begin\x18\x04 \x01(\x03R\x05begin\x12\x1a\n" +
+	"\bduration\x18\x05 \x01(\x03R\bduration\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\x123\n" +
+	"\x05steps\x18\a \x03(\v2\x1d.gantry.operator.v1.TraceStepR\x05steps\x12\x18\n" +
+	"\adropped\x18\b \x01(\x05R\adropped\"i\n" +
+	"\tTraceStep\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06parent\x18\x02 \x01(\x05R\x06parent\x12\x14\n" +
+	"\x05start\x18\x03 \x01(\x03R\x05start\x12\x1a\n" +
+	"\bduration\x18\x04 \x01(\x03R\bduration\"\r\n" +
 	"\vInfoRequest\"\xdb\x02\n" +
 	"\fInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x10\n" +
@@ -952,13 +1259,14 @@ const file_operator_proto_rawDesc = "" +
 	"\x05build\x18\x02 \x01(\tR\x05build\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x03R\x03pid\x12\x12\n" +
 	"\x04live\x18\x04 \x01(\x05R\x04live\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error2\xd3\x03\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error2\xa1\x04\n" +
 	"\bOperator\x12K\n" +
 	"\x04Pull\x12\x1f.gantry.operator.v1.PullRequest\x1a .gantry.operator.v1.PullProgress0\x01\x12O\n" +
 	"\x06Import\x12\x1f.gantry.operator.v1.ImportChunk\x1a\".gantry.operator.v1.ImportResponse(\x01\x12N\n" +
 	"\x06Export\x12!.gantry.operator.v1.ExportRequest\x1a\x1f.gantry.operator.v1.ExportChunk0\x01\x12F\n" +
 	"\x03Tag\x12\x1e.gantry.operator.v1.TagRequest\x1a\x1f.gantry.operator.v1.TagResponse\x12F\n" +
-	"\x03Pin\x12\x1e.gantry.operator.v1.PinRequest\x1a\x1f.gantry.operator.v1.PinResponse\x12I\n" +
+	"\x03Pin\x12\x1e.gantry.operator.v1.PinRequest\x1a\x1f.gantry.operator.v1.PinResponse\x12L\n" +
+	"\x05Trace\x12 .gantry.operator.v1.TraceRequest\x1a!.gantry.operator.v1.TraceResponse\x12I\n" +
 	"\x04Info\x12\x1f.gantry.operator.v1.InfoRequest\x1a .gantry.operator.v1.InfoResponseB+Z)github.com/gantry-cri/gantry/cri/operatorb\x06proto3"
 
 var (
@@ -974,7 +1282,7 @@ func file_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_operator_proto_goTypes = []any{
 	(BlobProgress_State)(0), // 0: gantry.operator.v1.BlobProgress.State
 	(*PullRequest)(nil),     // 1: gantry.operator.v1.PullRequest
@@ -988,31 +1296,39 @@ var file_operator_proto_goTypes = []any{
 	(*TagResponse)(nil),     // 9: gantry.operator.v1.TagResponse
 	(*PinRequest)(nil),      // 10: gantry.operator.v1.PinRequest
 	(*PinResponse)(nil),     // 11: gantry.operator.v1.PinResponse
-	(*InfoRequest)(nil),     // 12: gantry.operator.v1.InfoRequest
-	(*InfoResponse)(nil),    // 13: gantry.operator.v1.InfoResponse
-	(*KeeperInfo)(nil),      // 14: gantry.operator.v1.KeeperInfo
+	(*TraceRequest)(nil),    // 12: gantry.operator.v1.TraceRequest
+	(*TraceResponse)(nil),   // 13: gantry.operator.v1.TraceResponse
+	(*TraceCall)(nil),       // 14: gantry.operator.v1.TraceCall
+	(*TraceStep)(nil),       // 15: gantry.operator.v1.TraceStep
+	(*InfoRequest)(nil),     // 16: gantry.operator.v1.InfoRequest
+	(*InfoResponse)(nil),    // 17: gantry.operator.v1.InfoResponse
+	(*KeeperInfo)(nil),      // 18: gantry.operator.v1.KeeperInfo
 }
 var file_operator_proto_depIdxs = []int32{
 	3,  // 0: gantry.operator.v1.PullProgress.blobs:type_name -> gantry.operator.v1.BlobProgress
 	0,  // 1: gantry.operator.v1.BlobProgress.state:type_name -> gantry.operator.v1.BlobProgress.State
-	14, // 2: gantry.operator.v1.InfoResponse.keeper:type_name -> gantry.operator.v1.KeeperInfo
-	1,  // 3: gantry.operator.v1.Operator.Pull:input_type -> gantry.operator.v1.PullRequest
-	4,  // 4: gantry.operator.v1.Operator.Import:input_type -> gantry.operator.v1.ImportChunk
-	6,  // 5: gantry.operator.v1.Operator.Export:input_type -> gantry.operator.v1.ExportRequest
-	8,  // 6: gantry.operator.v1.Operator.Tag:input_type -> gantry.operator.v1.TagRequest
-	10, // 7: gantry.operator.v1.Operator.Pin:input_type -> gantry.operator.v1.PinRequest
-	12, // 8: gantry.operator.v1.Operator.Info:input_type -> gantry.operator.v1.InfoRequest
-	2,  // 9: gantry.operator.v1.Operator.Pull:output_type -> gantry.operator.v1.PullProgress
-	5,  // 10: gantry.operator.v1.Operator.Import:output_type -> gantry.operator.v1.ImportResponse
-	7,  // 11: gantry.operator.v1.Operator.Export:output_type -> gantry.operator.v1.ExportChunk
-	9,  // 12: gantry.operator.v1.Operator.Tag:output_type -> gantry.operator.v1.TagResponse
-	11, // 13: gantry.operator.v1.Operator.Pin:output_type -> gantry.operator.v1.PinResponse
-	13, // 14: gantry.operator.v1.Operator.Info:output_type -> gantry.operator.v1.InfoResponse
-	9,  // [9:15] is the sub-list for method output_type
-	3,  // [3:9] is the sub-list for method input_type
-	3,  // [3:3] is the sub-list for extension type_name
-	3,  // [3:3] is the sub-list for extension extendee
-	0,  // [0:3] is the sub-list for field type_name
+	14, // 2: gantry.operator.v1.TraceResponse.calls:type_name -> gantry.operator.v1.TraceCall
+	15, // 3: gantry.operator.v1.TraceCall.steps:type_name -> gantry.operator.v1.TraceStep
+	18, // 4: gantry.operator.v1.InfoResponse.keeper:type_name -> gantry.operator.v1.KeeperInfo
+	1,  // 5: gantry.operator.v1.Operator.Pull:input_type -> gantry.operator.v1.PullRequest
+	4,  // 6: gantry.operator.v1.Operator.Import:input_type -> gantry.operator.v1.ImportChunk
+	6,  // 7: gantry.operator.v1.Operator.Export:input_type -> gantry.operator.v1.ExportRequest
+	8,  // 8: gantry.operator.v1.Operator.Tag:input_type -> gantry.operator.v1.TagRequest
+	10, // 9: gantry.operator.v1.Operator.Pin:input_type -> gantry.operator.v1.PinRequest
+	12, // 10: gantry.operator.v1.Operator.Trace:input_type -> gantry.operator.v1.TraceRequest
+	16, // 11: gantry.operator.v1.Operator.Info:input_type -> gantry.operator.v1.InfoRequest
+	2,  // 12: gantry.operator.v1.Operator.Pull:output_type -> gantry.operator.v1.PullProgress
+	5,  // 13: gantry.operator.v1.Operator.Import:output_type -> gantry.operator.v1.ImportResponse
+	7,  // 14: gantry.operator.v1.Operator.Export:output_type -> gantry.operator.v1.ExportChunk
+	9,  // 15: gantry.operator.v1.Operator.Tag:output_type -> gantry.operator.v1.TagResponse
+	11, // 16: gantry.operator.v1.Operator.Pin:output_type -> gantry.operator.v1.PinResponse
+	13, // 17: gantry.operator.v1.Operator.Trace:output_type -> gantry.operator.v1.TraceResponse
+	17, // 18: gantry.operator.v1.Operator.Info:output_type -> gantry.operator.v1.InfoResponse
+	12, // [12:19] is the sub-list for method output_type
+	5,  // [5:12] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_operator_proto_init() }
@@ -1026,7 +1342,7 @@ func file_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_operator_proto_rawDesc), len(file_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   14,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,7 @@ const (
 	Operator_Export_FullMethodName = "/gantry.operator.v1.Operator/Export"
 	Operator_Tag_FullMethodName    = "/gantry.operator.v1.Operator/Tag"
 	Operator_Pin_FullMethodName    = "/gantry.operator.v1.Operator/Pin"
+	Operator_Trace_FullMethodName  = "/gantry.operator.v1.Operator/Trace"
 	Operator_Info_FullMethodName   = "/gantry.operator.v1.Operator/Info"
 )
 
@@ -51,6 +52,8 @@ type OperatorClient interface {
 	// Pin keeps an image from being removed to free space, or ends that; the CRI tells it as pinned. Images that the
 	// configuration pins stay pinned.
 	Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallOption) (*PinResponse, error)
+	// Trace tells how long each step of a pod's start took. The daemon keeps that of its last pods in memory.
+	Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (*TraceResponse, error)
 	// Info tells of the daemon and its keeper.
 	Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error)
 }
@@ -134,6 +137,16 @@ func (c *operatorClient) Pin(ctx context.Context, in *PinRequest, opts ...grpc.C
 	return out, nil
 }
 
+func (c *operatorClient) Trace(ctx context.Context, in *TraceRequest, opts ...grpc.CallOption) (*TraceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(TraceResponse)
+	err := c.cc.Invoke(ctx, Operator_Trace_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *operatorClient) Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(InfoResponse)
@@ -163,6 +176,8 @@ type OperatorServer interface {
 	// Pin keeps an image from being removed to free space, or ends that; the CRI tells it as pinned. Images that the
 	// configuration pins stay pinned.
 	Pin(context.Context, *PinRequest) (*PinResponse, error)
+	// Trace tells how long each step of a pod's start took. The daemon keeps that of its last pods in memory.
+	Trace(context.Context, *TraceRequest) (*TraceResponse, error)
 	// Info tells of the daemon and its keeper.
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	mustEmbedUnimplementedOperatorServer()
@@ -189,6 +204,9 @@ func (UnimplementedOperatorServer) Tag(context.Context, *TagRequest) (*TagRespon
 }
 func (UnimplementedOperatorServer) Pin(context.Context, *PinRequest) (*PinResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Pin not implemented")
+}
+func (UnimplementedOperatorServer) Trace(context.Context, *TraceRequest) (*TraceResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Trace not implemented")
 }
 func (UnimplementedOperatorServer) Info(context.Context, *InfoRequest) (*InfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Info not implemented")
@@ -279,6 +297,24 @@ func _Operator_Pin_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Operator_Trace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(TraceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorServer).Trace(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Operator_Trace_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorServer).Trace(ctx, req.(*TraceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Operator_Info_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(InfoRequest)
 	if err := dec(in); err != nil {
@@ -311,6 +347,10 @@ var Operator_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Pin",
 			Handler:    _Operator_Pin_Handler,
+		},
+		{
+			MethodName: "Trace",
+			Handler:    _Operator_Trace_Handler,
 		},
 		{
 			MethodName: "Info",

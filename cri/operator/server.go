@@ -1,7 +1,7 @@
 // Package operator is the gRPC service that the gantry command speaks with the daemon, beside the CRI and on the same
-// socket: pulls with progress, import, export, and what the daemon is. It is not the CRI server (package cri) and
-// knows nothing of how images are stored: that it reaches by the interface Images. Its errors are kinds of errdefs; the
-// interceptors that package cri gives the gRPC server make gRPC codes of them.
+// socket: pulls with progress, import, export, how long starts took, and what the daemon is. It is not the CRI server
+// (package cri) and knows nothing of how images are stored: that it reaches by the interface Images. Its errors are kinds
+// of errdefs; the interceptors that package cri gives the gRPC server make gRPC codes of them.
 package operator
 
 //go:generate protoc -I. --go_out=paths=source_relative:. --go-grpc_out=paths=source_relative:. operator.proto
@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"google.golang.org/grpc"
+
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // progressPeriod is the least time between two progress messages of a pull.
@@ -48,12 +50,13 @@ type Credentials struct{ Username, Password string }
 type Server struct {
 	UnimplementedOperatorServer
 	images Images
+	traces *trace.Log
 	info   func(context.Context) *InfoResponse
 }
 
 // New makes a server. info is asked at every Info call and must answer within ctx.
-func New(images Images, info func(context.Context) *InfoResponse) *Server {
-	return &Server{images: images, info: info}
+func New(images Images, traces *trace.Log, info func(context.Context) *InfoResponse) *Server {
+	return &Server{images: images, traces: traces, info: info}
 }
 
 // Register adds the service to a gRPC server that does not serve yet.
@@ -62,6 +65,30 @@ func (s *Server) Register(r grpc.ServiceRegistrar) { RegisterOperatorServer(r, s
 // Info tells of the daemon.
 func (s *Server) Info(ctx context.Context, _ *InfoRequest) (*InfoResponse, error) {
 	return s.info(ctx), nil
+}
+
+// Trace tells how long each step of a pod's start took.
+func (s *Server) Trace(_ context.Context, req *TraceRequest) (*TraceResponse, error) {
+	pod, err := s.traces.Find(req.GetPod())
+	if err != nil {
+		return nil, err
+	}
+	response := &TraceResponse{Id: pod.ID, Pod: pod.Name}
+	for _, c := range pod.Calls {
+		call := &TraceCall{
+			Method: c.Method, ContainerId: c.Subject.ContainerID, Container: c.Subject.Container,
+			Begin: c.Begin.UnixNano(), Duration: int64(c.Took), Error: c.Err, Dropped: int32(c.Dropped),
+		}
+		for _, s := range c.Steps {
+			step := &TraceStep{Name: s.Name, Parent: int32(s.Parent + 1), Start: int64(s.Start), Duration: -1}
+			if s.End >= 0 {
+				step.Duration = int64(s.End - s.Start)
+			}
+			call.Steps = append(call.Steps, step)
+		}
+		response.Calls = append(response.Calls, call)
+	}
+	return response, nil
 }
 
 // Pull fetches an image and sends progress meanwhile.

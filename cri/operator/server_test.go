@@ -17,6 +17,8 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/gantry-cri/gantry/trace"
 )
 
 // fakeImages is an image store whose behaviour a test sets.
@@ -81,7 +83,7 @@ func dial(t *testing.T, images Images) OperatorClient {
 		func(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, h grpc.StreamHandler) error {
 			return errgrpc.ToGRPC(h(srv, ss))
 		}))
-	New(images, func(context.Context) *InfoResponse { return &InfoResponse{Version: "v1.2.3", Pid: 7} }).Register(server)
+	New(images, testTimelines(t), func(context.Context) *InfoResponse { return &InfoResponse{Version: "v1.2.3", Pid: 7} }).Register(server)
 	go func() { _ = server.Serve(listener) }()
 	t.Cleanup(server.Stop)
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -90,6 +92,20 @@ func dial(t *testing.T, images Images) OperatorClient {
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	return NewOperatorClient(conn)
+}
+
+// testTimelines has one of a container that could not be started.
+func testTimelines(t *testing.T) *trace.Log {
+	log := trace.NewLog(nil)
+	ctx, end := log.Begin(t.Context(), "StartContainer")
+	trace.About(ctx, trace.Subject{SandboxID: "abcd", Pod: "default/web", ContainerID: "ef", Container: "main"})
+	inner, ask := trace.Start(ctx, "ask the keeper")
+	now := trace.Monotonic()
+	trace.Insert(inner, []trace.Stamped{{Name: "write record", From: now, To: now}})
+	_, _ = trace.Start(ctx, "goes on")
+	ask.End()
+	end(errors.New("no such file"))
+	return log
 }
 
 // drainPull returns the last report on each blob and the image id.
@@ -235,6 +251,30 @@ func TestExportOfNothingIsRefused(t *testing.T) {
 	err = errgrpc.ToNative(err)
 	if !errors.Is(err, errdefs.ErrInvalidArgument) || !strings.Contains(err.Error(), "refs") {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestTrace(t *testing.T) {
+	client := dial(t, &fakeImages{})
+	got, err := client.Trace(t.Context(), &TraceRequest{Pod: "abc"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.GetId() != "abcd" || got.GetPod() != "default/web" || len(got.GetCalls()) != 1 {
+		t.Fatalf("timeline is %v", got)
+	}
+	call := got.GetCalls()[0]
+	if call.GetMethod() != "StartContainer" || call.GetContainerId() != "ef" || call.GetContainer() != "main" ||
+		call.GetError() != "no such file" || call.GetDuration() <= 0 || call.GetBegin() <= 0 {
+		t.Errorf("call is %v", call)
+	}
+	steps := call.GetSteps()
+	if len(steps) != 3 || steps[0].GetParent() != 0 || steps[1].GetParent() != 1 || steps[2].GetParent() != 0 ||
+		steps[0].GetDuration() < steps[1].GetDuration() || steps[2].GetDuration() != -1 || steps[1].GetName() != "write record" {
+		t.Errorf("steps are %v", steps)
+	}
+	if _, err := client.Trace(t.Context(), &TraceRequest{Pod: "x"}); err == nil {
+		t.Error("a pod that never was has a timeline")
 	}
 }
 
