@@ -3,6 +3,7 @@ package keeperd
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -167,15 +168,29 @@ func ownCgroups() (dirs []string) {
 	return dirs
 }
 
+// leavePatience is how long the end of the process waits for children that are dying in its cgroup: the init of a start
+// that was given up.
+const leavePatience = 2 * time.Second
+
 // leave moves the process back to where it came from and removes its cgroup, at a clean end.
-func (h *host) leave() {
+func (h *host) leave() error {
 	h.moving.Lock()
 	defer h.moving.Unlock()
 	h.left = true
 	for _, dir := range h.cgroups {
-		_ = cgroups.WriteCgroupProc(filepath.Dir(dir), os.Getpid())
-		_ = os.Remove(dir)
+		_ = cgroups.WriteCgroupProc(filepath.Dir(dir), os.Getpid()) // if it fails so does the removal
 	}
+	var errs []error
+	end := time.Now().Add(leavePatience)
+	for _, dir := range h.cgroups {
+		err := os.Remove(dir)
+		for errors.Is(err, unix.EBUSY) && time.Now().Before(end) {
+			time.Sleep(5 * time.Millisecond)
+			err = os.Remove(dir)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // What a move to a cgroup costs: the first after some quiet waits about 12 ms for an RCU grace period, in which the kernel

@@ -109,8 +109,7 @@ func Serve(config Config) error {
 	}
 	k.log.printf("keeper %s listens, pid %d, %d live", config.Build, os.Getpid(), k.live())
 	keeper.Serve(k.listener, k.handlers(), func(err error) { k.log.printf("%v", err) })
-	k.host.leave()
-	return k.layout.release()
+	return errors.Join(k.host.leave(), k.layout.release())
 }
 
 // ignoreSignals makes the keeper deaf to what ends other programs. It returns where SIGTERM arrives.

@@ -59,16 +59,20 @@ func (a *account) cpu() (time.Duration, error) {
 			total += used
 		}
 	}
-	if len(a.names) > 0 {
-		processes, err := processesNamed(a.names)
-		if err != nil {
-			return 0, err
-		}
-		for _, p := range processes {
-			total += processCPU(p.pid)
-		}
+	own, err := cpuOfProcesses(a.names)
+	return total + own, err
+}
+
+// cpuOfProcesses is the CPU time of all processes of these names.
+func cpuOfProcesses(names []string) (total time.Duration, err error) {
+	if len(names) == 0 {
+		return 0, nil
 	}
-	return total, nil
+	processes, err := processesNamed(names)
+	for _, p := range processes {
+		total += processCPU(p.pid)
+	}
+	return total, err
 }
 
 // cgroupCPU is the CPU time of all that was ever in a cgroup or below it, by either version of cgroups.
