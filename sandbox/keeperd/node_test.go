@@ -335,24 +335,28 @@ func (c *container) wait() keeper.Status {
 	return *s
 }
 
-var record = regexp.MustCompile(`(?m)^\S+ (stdout|stderr) ([PF]) (.*\n)`)
-
-// output puts the log together again.
+// output puts the log of a stream together again. Each record has to be a whole one.
 func (c *container) output(stream string) string {
+	c.t.Helper()
 	b, err := os.ReadFile(c.LogPath)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		c.t.Fatal(err)
 	}
 	var out strings.Builder
-	for _, m := range record.FindAllSubmatch(b, -1) {
-		if string(m[1]) != stream {
-			continue
+	for line := range bytes.Lines(b) {
+		stamp, rest, _ := bytes.Cut(line, []byte(" "))
+		name, rest, _ := bytes.Cut(rest, []byte(" "))
+		tag, content, ok := bytes.Cut(rest, []byte(" "))
+		if !ok || len(stamp) == 0 || content[len(content)-1] != '\n' {
+			return out.String() + "\nnot a record: " + string(line)
 		}
-		content := m[3]
-		if m[2][0] == 'P' {
-			content = content[:len(content)-1]
+		switch {
+		case string(name) != stream:
+		case string(tag) == "P":
+			out.Write(content[:len(content)-1])
+		default:
+			out.Write(content)
 		}
-		out.Write(content)
 	}
 	return out.String()
 }
