@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -275,6 +276,30 @@ func TestTwoDaemonsDoNotShareANetwork(t *testing.T) {
 	first.Close()
 	must(t, second.Ensure())
 	second.Close()
+}
+
+// What a sandbox on the host's network can take does not keep the daemon from its network, nor does a network of the
+// same name in another namespace.
+func TestOnlyRootOfTheNodeOwnsANetwork(t *testing.T) {
+	needsRoot(t)
+	config := testConfig(t)
+	name := &net.UnixAddr{Name: "@gantry-embedded-network/" + config.Bridge, Net: "unix"}
+	socket, err := net.ListenUnix("unix", name)
+	must(t, err)
+	defer socket.Close()
+	elsewhere, err := New(testConfig(t))
+	must(t, err)
+	defer elsewhere.Close()
+	inNetNS(t, newNetNS(t), elsewhere.own)
+	n, err := New(config)
+	must(t, err)
+	defer n.Close()
+	must(t, n.own())
+	info, err := os.Stat(ownDir)
+	must(t, err)
+	if info.Mode() != os.ModeDir|0o700 {
+		t.Errorf("%s has mode %v, want root's alone", ownDir, info.Mode())
+	}
 }
 
 // TestMoreSandboxesThanABridgeHasPorts is about the limit of 1,023.
