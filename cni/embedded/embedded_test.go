@@ -217,10 +217,8 @@ func TestUDPFlowsFindANewSandbox(t *testing.T) {
 			server, err = net.ListenPacket("udp", ":53")
 			return err
 		})
-		_, _ = client.Write([]byte("hello")) // the first write may tell that nobody was there before
-		_, _ = client.Write([]byte("hello"))
-		must(t, server.SetReadDeadline(time.Now().Add(20*time.Second)))
-		if _, from, err := server.ReadFrom(make([]byte, 100)); err != nil {
+		from, err := hear(client, server)
+		if err != nil {
 			t.Errorf("sandbox %d got nothing: %v", i, err)
 		} else if _, err := server.WriteTo([]byte("hello too"), from); err != nil {
 			t.Error(err)
@@ -229,6 +227,21 @@ func TestUDPFlowsFindANewSandbox(t *testing.T) {
 		must(t, n.Detach(t.Context(), a))
 		n.Release(a)
 	}
+}
+
+// hear sends until the server gets something: the kernel drops what is sent before it has seen that both ends of a new
+// pair are up.
+func hear(client net.Conn, server net.PacketConn) (from net.Addr, err error) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		_, _ = client.Write([]byte("hello")) // the first write may tell that nobody was there before
+		if err = server.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+			return nil, err
+		}
+		if _, from, err = server.ReadFrom(make([]byte, 100)); err == nil {
+			return from, nil
+		}
+	}
+	return nil, err
 }
 
 // SCTP needs no server here: that the kernel maps the port is seen by what arrives.
