@@ -18,9 +18,12 @@ import "C"
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,19 +37,26 @@ const (
 	size       = C.FILTERS_SIZE
 	headerSize = 16
 	entrySize  = 16
+
+	countOffset = 8 // in the header
 )
+
+// sealed is what nobody may do with the memory any more, but write to it by a mapping from before: an init has it mapped,
+// and a container may look into its first process while that still is one.
+const sealed = unix.F_SEAL_FUTURE_WRITE | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
 
 // Cache is what the init processes read. The methods may be called at the same time.
 type Cache struct {
-	mu    sync.Mutex
-	file  *os.File
-	count uint32
-	end   uint32
+	mu     sync.Mutex
+	memory []byte // the only mapping that can be written to
+	count  uint32
+	end    uint32
 }
 
-// Open makes an empty cache with the descriptor FD, for every process that this one executes as "init" to read.
+// Open makes an empty cache with the descriptor FD, for every process that this one executes as "init" to read. It needs
+// Linux 5.1.
 func Open() (*Cache, error) {
-	fd, err := unix.MemfdCreate(C.FILTERS_NAME, unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate(C.FILTERS_NAME, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("make memory for seccomp filters: %w", err)
 	}
@@ -54,18 +64,34 @@ func Open() (*Cache, error) {
 	if err := unix.Ftruncate(fd, size); err != nil {
 		return nil, fmt.Errorf("make memory for seccomp filters: %w", err)
 	}
+	memory, err := unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map memory for seccomp filters: %w", err)
+	}
+	if err := share(fd); err != nil {
+		_ = unix.Munmap(memory)
+		return nil, err
+	}
+	binary.NativeEndian.PutUint64(memory, magic)
+	return &Cache{memory: memory, end: headerSize + maxEntries*entrySize}, nil
+}
+
+// share seals the memory and gives it the descriptor FD.
+func share(fd int) error {
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, sealed); err != nil {
+		return fmt.Errorf("seal memory for seccomp filters: %w", err)
+	}
 	if _, err := unix.FcntlInt(FD, unix.F_GETFD, 0); err == nil {
-		return nil, fmt.Errorf("keep seccomp filters: descriptor %d is in use", FD)
+		return fmt.Errorf("keep seccomp filters: descriptor %d is in use", FD)
 	}
 	if err := unix.Dup3(fd, FD, unix.O_CLOEXEC); err != nil {
-		return nil, fmt.Errorf("keep seccomp filters: %w", err)
+		return fmt.Errorf("keep seccomp filters: %w", err)
 	}
-	c := &Cache{file: os.NewFile(FD, C.FILTERS_NAME), end: headerSize + maxEntries*entrySize}
-	return c, c.writeHeader()
+	return nil
 }
 
 // Close gives the memory back.
-func (c *Cache) Close() error { return c.file.Close() }
+func (c *Cache) Close() error { return errors.Join(unix.Close(FD), unix.Munmap(c.memory)) }
 
 // Add keeps the program of a filter: what a recording process wrote (see Record). A cache that is full takes no more:
 // a node has a handful of profiles.
@@ -83,27 +109,16 @@ func (c *Cache) Add(recording []byte) error {
 	if c.count == maxEntries || uint64(c.end)+uint64(len(body)) > size {
 		return fmt.Errorf("keep seccomp filter: the cache is full with %d", c.count)
 	}
-	if _, err := c.file.WriteAt(body, int64(c.end)); err != nil {
-		return err
+	copy(c.memory[c.end:], body)
+	entry := c.memory[headerSize+c.count*entrySize:]
+	for i, v := range []uint32{c.end, calls, uint32(len(body)) - calls, 0} {
+		binary.NativeEndian.PutUint32(entry[4*i:], v)
 	}
-	entry := make([]byte, 0, entrySize)
-	for _, v := range []uint32{c.end, calls, uint32(len(body)) - calls, 0} {
-		entry = binary.NativeEndian.AppendUint32(entry, v)
-	}
-	if _, err := c.file.WriteAt(entry, headerSize+int64(c.count)*entrySize); err != nil {
-		return err
-	}
-	// The count goes last: a process that reads now sees the entry whole or not at all.
 	c.count++
 	c.end += uint32(len(body))
-	return c.writeHeader()
-}
-
-func (c *Cache) writeHeader() error {
-	header := binary.NativeEndian.AppendUint64(nil, magic)
-	header = binary.NativeEndian.AppendUint32(header, c.count)
-	_, err := c.file.WriteAt(header, 0)
-	return err
+	// The count goes last: a process that reads now sees the entry whole or not at all.
+	atomic.StoreUint32((*uint32)(unsafe.Pointer(&c.memory[countOffset])), c.count)
+	return nil
 }
 
 // Len returns how many filters there are.

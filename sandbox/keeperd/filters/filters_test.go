@@ -3,6 +3,7 @@ package filters
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"testing"
 
 	libseccomp "github.com/seccomp/libseccomp-golang"
+	"golang.org/x/sys/unix"
 )
 
 // The test binary is also the init that asks for a program and the process that records one: like the keeper's.
@@ -154,6 +156,43 @@ func TestABadOrSuperfluousRecordingIsRefused(t *testing.T) {
 	}
 	if err := c.Add([]byte{1, 0, 0, 0, 7, 8}); err == nil {
 		t.Error("more was taken than there is room for")
+	}
+}
+
+// What an init has mapped can be opened again by who may look into it: that must not be a way to change it.
+func TestNobodyElseWritesToTheCache(t *testing.T) {
+	c, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	recording := run(t, "record", "")
+	if err := c.Add(recording); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", FD), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt([]byte("mine"), headerSize); !errors.Is(err, unix.EPERM) {
+		t.Errorf("write: %v", err)
+	}
+	memory, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err == nil {
+		_ = unix.Munmap(memory)
+	}
+	if !errors.Is(err, unix.EPERM) {
+		t.Errorf("map: %v", err)
+	}
+	if err := f.Truncate(0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("truncate: %v", err)
+	}
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, size); !errors.Is(err, unix.EPERM) {
+		t.Errorf("punch a hole: %v", err)
+	}
+	if got := run(t, "init", ""); !bytes.Equal(got, program(recording)) {
+		t.Error("the cache is another")
 	}
 }
 
