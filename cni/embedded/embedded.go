@@ -120,7 +120,7 @@ type Network struct {
 // Errors: that of reading or writing StateFile.
 func New(config Config) (*Network, error) {
 	n := &Network{
-		config: config, prefix: linkPrefix(config.Bridge), held: map[string]*Attachment{}, used: map[netip.Addr]bool{},
+		config: config, prefix: linkPrefix(config), held: map[string]*Attachment{}, used: map[netip.Addr]bool{},
 		last: map[int]netip.Addr{}, ports: map[string]*Attachment{}, leftover: map[int]*time.Timer{},
 		firewalls: make(chan *firewall, firewalls),
 	}

@@ -291,6 +291,24 @@ func TestTwoDaemonsDoNotShareANetwork(t *testing.T) {
 	second.Close()
 }
 
+// TestADaemonSweepsWhatIsItsOwn has a second daemon run with the same bridge while the first is down.
+func TestADaemonSweepsWhatIsItsOwn(t *testing.T) {
+	needsRoot(t)
+	first := open(t, testConfig(t))
+	a, _ := attach(t, first, "s1", port("", 18080))
+	first.Close()
+	second, err := New(testConfig(t))
+	must(t, err)
+	must(t, second.Ensure())
+	must(t, second.Sweep())
+	second.Close()
+	if _, err := netlink.LinkByName(a.Link); err != nil {
+		t.Errorf("a daemon swept what belongs to another: %v", err)
+	}
+	must(t, first.Ensure())
+	must(t, first.Detach(t.Context(), a))
+}
+
 // What a sandbox on the host's network can take does not keep the daemon from its network, nor does a network of the
 // same name in another namespace.
 func TestOnlyRootOfTheNodeOwnsANetwork(t *testing.T) {

@@ -24,10 +24,14 @@ const eth0 = "eth0"
 // sandbox. It is set so that the sandbox can be told it, and so that udev does not put another in its place.
 var hostMAC = net.HardwareAddr{0x0a, 0x58, 0, 0, 0, 1}
 
-// linkPrefix begins the names of the links of a network, so that two of them on a host can be told apart.
-func linkPrefix(bridge string) string {
-	sum := sha256.Sum256([]byte(bridge))
-	return "gy" + hex.EncodeToString(sum[:])[:3]
+// anyLink begins the names of the links of every daemon's network.
+const anyLink = "gy"
+
+// linkPrefix begins the names of the links of a network, so that what one daemon made is told apart from what is another's,
+// which may have a bridge of the same name while only one of the two runs. Sweep goes by it.
+func linkPrefix(config Config) string {
+	sum := sha256.Sum256([]byte(config.Bridge + "\x00" + config.StateFile))
+	return anyLink + hex.EncodeToString(sum[:])[:3]
 }
 
 // linkName is the name of the host's end: the prefix and the beginning of the sandbox's id.

@@ -14,10 +14,10 @@ import (
 
 // The table of the network, of family inet and named as its bridge. For IPv4 (and the same for IPv6):
 //
-//	chain raw (prerouting, raw):            iifname "gyXXX*" ip daddr 127.0.0.0/8 drop
+//	chain raw (prerouting, raw):            iifname "gy*" ip daddr 127.0.0.0/8 drop
 //	chain prerouting, output (dstnat):      fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @addressports4
 //	                                        fib daddr type local dnat ip to meta l4proto . th dport map @ports4
-//	chain postrouting (srcnat):             oifname "gyXXX*" ip saddr 127.0.0.0/8 snat ip to <gateway>
+//	chain postrouting (srcnat):             oifname "gy*" ip saddr 127.0.0.0/8 snat ip to <gateway>
 //	                                        ip saddr . ip daddr @hairpins4 snat ip to <gateway>
 //	                                        ip saddr @ranges4 ip daddr != @ranges4 ip daddr != 224.0.0.0/4 masquerade
 //
@@ -217,7 +217,7 @@ func (n *Network) addRules(conn *nftables.Conn, table *nftables.Table, ranges []
 	output := chain("output", nat, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
 	postrouting := chain("postrouting", nat, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	v4 := families[0]
-	rule(raw, n.link(expr.MetaKeyIIFNAME), v4.is(), v4.loopback(v4.destination), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
+	rule(raw, anyLinkIs(expr.MetaKeyIIFNAME), v4.is(), v4.loopback(v4.destination), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
 	for _, f := range families {
 		for _, c := range []*nftables.Chain{prerouting, output} {
 			local := slices.Concat(f.is(), f.notLoopback6(), isLocal())
@@ -228,7 +228,7 @@ func (n *Network) addRules(conn *nftables.Conn, table *nftables.Table, ranges []
 	for _, r := range ranges {
 		f := familyOf(r.Addr())
 		if f.size == 4 {
-			rule(postrouting, n.link(expr.MetaKeyOIFNAME), f.is(), f.loopback(f.source), f.snat(gateway(r)))
+			rule(postrouting, anyLinkIs(expr.MetaKeyOIFNAME), f.is(), f.loopback(f.source), f.snat(gateway(r)))
 		}
 		rule(postrouting, f.is(), f.hairpin(), f.snat(gateway(r)))
 	}
@@ -237,9 +237,9 @@ func (n *Network) addRules(conn *nftables.Conn, table *nftables.Table, ranges []
 	}
 }
 
-// link matches an interface of this network.
-func (n *Network) link(key expr.MetaKey) []expr.Any {
-	return []expr.Any{&expr.Meta{Key: key, Register: 1}, equal([]byte(n.prefix))}
+// anyLinkIs matches the interface of any sandbox: those that an earlier version or another daemon made are no less one.
+func anyLinkIs(key expr.MetaKey) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, equal([]byte(anyLink))}
 }
 
 func equal(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
