@@ -117,15 +117,22 @@ func (k *Keeper) handleUpdate(_ context.Context, call *keeper.Call) error {
 		return fmt.Errorf("update %s: %w", req.ID, err)
 	}
 	if req.OOMScoreAdj != nil {
-		k.setOOMScore(c, *req.OOMScoreAdj)
+		if err := k.setOOMScore(c, max(*req.OOMScoreAdj, k.host.minOOMScore)); err != nil {
+			return fmt.Errorf("update oom_score_adj of %s: %w", req.ID, err)
+		}
 	}
 	return call.Reply(struct{}{})
 }
 
-// setOOMScore sets oom_score_adj of every process of the container. One that ends meanwhile is no error, and one that
-// may not be set, since the keeper lacks the privilege to lower it, stays as it is: that is what a start does too.
-func (k *Keeper) setOOMScore(c *container, score int) {
-	value := []byte(strconv.Itoa(max(score, k.host.minOOMScore)))
+// setOOMScore sets oom_score_adj of every process of the container, those of later execs first: so an exec at the same
+// time has it, unless the process is in none of the container's cgroups yet. One that ends meanwhile is no error, and
+// one that may not be set, since the keeper lacks the privilege to lower it, stays as it is: that is what a start does
+// too.
+func (k *Keeper) setOOMScore(c *container, score int) error {
+	if err := k.setExecOOMScore(c, score); err != nil {
+		return err
+	}
+	value := []byte(strconv.Itoa(score))
 	seen := map[int]bool{}
 	// Again until nothing is new: a process that had the old score may have forked after it was listed.
 	for range oomScoreRounds {
@@ -141,9 +148,26 @@ func (k *Keeper) setOOMScore(c *container, score int) {
 			}
 		}
 		if len(seen) == before {
-			return
+			break
 		}
 	}
+	return nil
+}
+
+// setExecOOMScore makes execs have the score, also those of a later keeper.
+func (k *Keeper) setExecOOMScore(c *container, score int) error {
+	c.execs.mu.Lock()
+	defer c.execs.mu.Unlock()
+	spec, err := k.layout.readSpec(c.id)
+	if err != nil {
+		return fmt.Errorf("read spec: %w", err)
+	}
+	if old := spec.Process.OOMScoreAdj; old != nil && *old == score {
+		return nil
+	}
+	spec.Process.OOMScoreAdj = &score
+	c.execs.made, c.execs.template = false, nil
+	return k.layout.writeSpec(c.id, spec)
 }
 
 // oomScoreRounds bounds the listings of a container whose processes fork without end.

@@ -104,6 +104,7 @@ func TestUpdateOfTheOOMScore(t *testing.T) {
 	p := runPod(t)
 	c := p.start(t, "c", "sleep 1000 & exec sleep 1000", limits(startLimits()))
 	eventually(t, "the child is there", func() bool { return len(processesWith(t, c.id)) == 2 })
+	wantEqual(t, "score of an exec before", strings.TrimSpace(c.exec(t, "cat /proc/self/oom_score_adj")), "300")
 	if err := c.update(t, &runtime.LinuxContainerResources{OomScoreAdj: 600}); err != nil {
 		t.Fatal(err)
 	}
@@ -119,6 +120,7 @@ func TestUpdateOfTheOOMScore(t *testing.T) {
 		wantEqual(t, fmt.Sprintf("score of %d", pid), strings.TrimSpace(string(score)), "600")
 	}
 	wantEqual(t, "score of init", strings.TrimSpace(c.exec(t, "cat /proc/1/oom_score_adj")), "600")
+	wantEqual(t, "score of an exec", strings.TrimSpace(c.exec(t, "cat /proc/self/oom_score_adj")), "600")
 	if err := c.update(t, &runtime.LinuxContainerResources{CpuShares: 700}); err != nil {
 		t.Fatal(err)
 	}
