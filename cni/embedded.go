@@ -208,8 +208,8 @@ func (n *Network) Leftovers(context.Context) ([]string, error) {
 	return append(found, shared...), err
 }
 
-// Cleanup removes the bridge and the nftables table of the embedded network; for a configured one it does nothing.
-// Forwarding stays switched on: others may count on it by now.
+// Cleanup removes the bridge, the nftables table and the routes of the embedded network; for a configured one it does
+// nothing. Forwarding stays switched on: others may count on it by now. Status and Attach are over with it.
 //
 // Errors: errdefs.ErrFailedPrecondition while a sandbox is attached.
 func (n *Network) Cleanup(context.Context) error {
@@ -224,5 +224,7 @@ func (n *Network) Cleanup(context.Context) error {
 		return fmt.Errorf("sandbox %s and %d more are attached to %s: %w",
 			ids[0], len(ids)-1, n.config.EmbeddedBridge, errdefs.ErrFailedPrecondition)
 	}
+	n.stop()
+	n.done.Wait() // the watch would make it again
 	return n.embedded.Remove()
 }

@@ -51,7 +51,7 @@ func newCommand() *cobra.Command {
 		}
 		return serve(cmd.Context(), config)
 	}
-	root.AddCommand(newConfigCommand(load), newVersionCommand())
+	root.AddCommand(newConfigCommand(load), newNetworkCommand(load), newVersionCommand())
 	return root
 }
 

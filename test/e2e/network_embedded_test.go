@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -85,6 +86,58 @@ func TestEmbeddedNetworkOutlivesTheDaemon(t *testing.T) {
 	_, err := emptyPod(timeout(t), n, "refused", mapping)
 	if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "host port 23083/tcp: sandbox "+p.id) {
 		t.Errorf("run sandbox with a host port that is taken: %v", err)
+	}
+}
+
+func TestEmbeddedNetworkIsTakenAway(t *testing.T) {
+	n := embeddedNode(t, "emb-clean", "10.93.0.0/24")
+	refused := func(why string) {
+		t.Helper()
+		if out, err := n.Gantryd(timeout(t), "network", "cleanup"); err == nil || !strings.Contains(out, why) {
+			t.Errorf("network cleanup: %v, %q; want a word of %q", err, out, why)
+		}
+	}
+	stop := func() {
+		t.Helper()
+		if err := n.Stop(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	here := func() string {
+		t.Helper()
+		out, err := exec.CommandContext(timeout(t), "sh", "-c", "ip link && ip route && nft list tables").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	id, err := emptyPod(timeout(t), n, "emb-clean")
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused("in use by another gantryd")
+	stop()
+	refused("sandbox " + id + " and 0 more are attached")
+	for _, part := range []string{"emb-clean:", "10.93.0.0/24", "table inet emb-clean"} {
+		if found := here(); !strings.Contains(found, part) {
+			t.Errorf("no %s while a pod is attached:\n%s", part, found)
+		}
+	}
+	if err := n.Start(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.RemoveAll(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if out, err := n.Gantryd(timeout(t), "network", "cleanup"); err != nil {
+		t.Errorf("network cleanup: %v, %s", err, out)
+	}
+	if found := here(); strings.Contains(found, "emb-clean") || strings.Contains(found, "10.93.0.") {
+		t.Errorf("the network was not taken away:\n%s", found)
+	}
+	if err := n.Start(timeout(t)); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -172,11 +172,28 @@ func TestPackageUpgradeAndRemoval(t *testing.T) {
 	b.want("the container after all that", b.run("crictl", "ps", "-q", "--no-trunc"), c)
 	b.gapless(c)
 	b.run("crictl", "rmp", "-af")
+	b.takesNetworkAway()
 	b.pod("left", "", "exit 0")
 	b.eventually("crictl ps -a | grep -q Exited")
 	b.quiet()
 	b.run("dpkg", "--purge", "gantry")
-	b.want("what a purge leaves", b.sh("ls -d /etc/gantry /var/lib/gantry /run/gantry /run/netns/gantry-* 2>/dev/null; "+
+	b.want("what a purge leaves", b.sh("ls -d /etc/gantry /var/lib/gantry /run/gantry* /run/netns/gantry-* 2>/dev/null; "+
 		"grep -o '/run/gantry[^ ]*' /proc/self/mountinfo; pgrep -l gantry; true"), "")
 	b.fails("sh", "-c", "ls /etc/systemd/system/*/gantryd.service")
+}
+
+// takesNetworkAway removes the package while the embedded network is there and no pod, and installs it again.
+func (b *box) takesNetworkAway() {
+	b.Helper()
+	b.write("[embedded_network]\nenabled = true\n", "/etc/gantry/conf.d/network.toml")
+	b.run("systemctl", "restart", "gantryd")
+	const list = "ip link | grep -o gantry0; ip route | grep 10.85.0.0/16; ip -6 route | grep 'unreachable.*1048576'; true"
+	if found := b.sh(list); !strings.Contains(found, "gantry0") || !strings.Contains(found, "10.85.0.0/16") {
+		b.Errorf("the embedded network has only %q", found)
+	}
+	b.run("dpkg", "-r", "gantry")
+	b.want("what a removal leaves of the embedded network", b.sh(list), "")
+	b.run("rm", "/etc/gantry/conf.d/network.toml")
+	b.install()
+	b.run("systemctl", "start", "gantryd")
 }

@@ -259,6 +259,12 @@ func (n *Node) Crictl(ctx context.Context, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
+// Gantryd runs the daemon's program with the node's flags and more arguments, and returns all that it printed.
+func (n *Node) Gantryd(ctx context.Context, args ...string) (string, error) {
+	out, err := exec.CommandContext(ctx, filepath.Join(n.Bin, "gantryd"), append(n.args(), args...)...).CombinedOutput()
+	return string(out), err
+}
+
 // tail is the end of a log file.
 func tail(path string) string {
 	b, err := os.ReadFile(path)
