@@ -51,9 +51,10 @@ type versionServer struct {
 	version string
 }
 
-// Version says that somebody is there; cAdvisor makes nothing of the text.
+// Version says that somebody is there. cAdvisor makes nothing of the text; whoever takes this for containerd, such as
+// ctr or a dockerd that finds the socket, is told here what it is.
 func (s versionServer) Version(context.Context, *emptypb.Empty) (*version.VersionResponse, error) {
-	return &version.VersionResponse{Version: s.version}, nil
+	return &version.VersionResponse{Version: "gantry " + s.version}, nil
 }
 
 // Get describes a container or a sandbox. One that is still being made is described too: cAdvisor never asks again about

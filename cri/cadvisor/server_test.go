@@ -120,7 +120,7 @@ func wantCode(t *testing.T, what string, err error, want codes.Code) {
 
 func TestVersionAnswersWithoutANamespace(t *testing.T) {
 	got, err := dial(t, newMemory()).version.Version(t.Context(), &emptypb.Empty{})
-	if err != nil || got.GetVersion() != "1.2.3" {
+	if err != nil || got.GetVersion() != "gantry 1.2.3" {
 		t.Errorf("got %v, %v", got, err)
 	}
 }
