@@ -10,31 +10,76 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // WriteArchive makes a tar of a container's directory. It appears under its name when it is complete and on disk, in
-// place of a file of that name; after an error there is nothing new.
+// place of a file of that name; after an error there is nothing new. Nor is there after a kill, where the filesystem has
+// files without a name (NFS has not), but for one between the last two steps of replacing a file.
 func WriteArchive(ctx context.Context, path, dir string) error {
-	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()[:8])
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
-	if err != nil {
+	if err := writeArchive(ctx, path, dir); err != nil {
 		return fmt.Errorf("write archive: %w", err)
 	}
+	return nil
+}
+
+func writeArchive(ctx context.Context, path, dir string) error {
+	f, tmp, err := createUnseen(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	err = writeTar(ctx, f, dir)
 	if err == nil {
 		err = f.Sync()
 	}
-	err = errors.Join(err, f.Close())
 	if err == nil {
 		err = ctx.Err()
 	}
 	if err == nil {
-		err = os.Rename(tmp, path)
+		return publish(f, tmp, path)
 	}
-	if err != nil {
-		return fmt.Errorf("write archive: %w", errors.Join(err, os.Remove(tmp)))
+	if tmp != "" {
+		err = errors.Join(err, os.Remove(tmp))
+	}
+	return err
+}
+
+// createUnseen makes a file on the filesystem of path: without a name, so that it goes with the process, or with the name
+// tmp beside path.
+func createUnseen(path string) (f *os.File, tmp string, err error) {
+	f, err = os.OpenFile(filepath.Dir(path), unix.O_TMPFILE|os.O_WRONLY, 0o600)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {
+		tmp = besides(path)
+		f, err = os.OpenFile(tmp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	}
+	return f, tmp, err
+}
+
+// publish gives the file the name path, instead of tmp if it has that.
+func publish(f *os.File, tmp, path string) error {
+	link := func(name string) error {
+		own := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+		return unix.Linkat(unix.AT_FDCWD, own, unix.AT_FDCWD, name, unix.AT_SYMLINK_FOLLOW)
+	}
+	if tmp == "" {
+		if err := link(path); !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		tmp = besides(path) // only a rename replaces
+		if err := link(tmp); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(tmp, path); err != nil {
+		return errors.Join(err, os.Remove(tmp))
 	}
 	return nil
+}
+
+func besides(path string) string {
+	return filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+"."+rand.Text()[:8])
 }
 
 func writeTar(ctx context.Context, w io.Writer, dir string) error {

@@ -161,3 +161,50 @@ func TestArchiveAppearsWhole(t *testing.T) {
 		t.Errorf("there is %v", entries)
 	}
 }
+
+// watching is a context that looks around whenever it is asked whether it has ended.
+type watching struct {
+	context.Context
+	look func()
+}
+
+func (w watching) Err() error {
+	w.look()
+	return w.Context.Err()
+}
+
+// A daemon that is killed leaves what is there at that moment.
+func TestArchiveIsNotSeenBefore(t *testing.T) {
+	dir, out := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a.img"), []byte("new"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(out, "x.tar")
+	for _, before := range []string{"", "x.tar"} { // the second time it replaces the first
+		looks := 0
+		ctx := watching{t.Context(), func() {
+			looks++
+			var names []string
+			entries, err := os.ReadDir(out)
+			for _, e := range entries {
+				names = append(names, e.Name())
+			}
+			if found := strings.Join(names, " "); err != nil || found != before {
+				t.Errorf("while the archive is written there is %q, %v; want %q", found, err, before)
+			}
+		}}
+		if err := WriteArchive(ctx, path, dir); err != nil {
+			t.Fatal(err)
+		}
+		if entries, _ := os.ReadDir(out); looks < 2 || len(entries) != 1 || entries[0].Name() != "x.tar" {
+			t.Errorf("after %d looks there is %v", looks, entries)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "b.img"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	content, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(content), "b.img") {
+		t.Errorf("the archive was not replaced: %d bytes, %v", len(content), err)
+	}
+}
