@@ -38,6 +38,7 @@ type cadvisorServer struct {
 func (d *daemon) openCadvisor(context.Context) error {
 	serve, address := d.config.Cadvisor.Serve, d.config.Cadvisor.Address
 	if serve == cadvisorOff {
+		d.discardStandins()
 		return nil
 	}
 	opened, err := d.listenForCadvisor(address)
@@ -47,6 +48,7 @@ func (d *daemon) openCadvisor(context.Context) error {
 		}
 		klog.InfoS("cAdvisor is not served: without the kubelet's gate PodAndContainerStatsFromCRI its statistics of pods are "+
 			"incomplete", "address", address, "reason", err)
+		d.discardStandins()
 		return nil
 	}
 	d.cadvisor = opened
@@ -54,12 +56,23 @@ func (d *daemon) openCadvisor(context.Context) error {
 	return nil
 }
 
+func (d *daemon) standinDir() (string, error) {
+	return standin.Dir("/sys/fs/cgroup", d.config.CgroupParent, d.manager.CgroupDriver() == sandbox.DriverSystemd)
+}
+
+// discardStandins removes the stand-ins of a killed daemon that served cAdvisor, as this one does not.
+func (d *daemon) discardStandins() {
+	if dir, err := d.standinDir(); err == nil { // where there is no such directory nobody had any
+		standin.Discard(d.manager, dir)
+	}
+}
+
 func (d *daemon) listenForCadvisor(address string) (*cadvisorServer, error) {
 	socket, err := socketPath(address)
 	if err != nil {
 		return nil, err
 	}
-	dir, err := standin.Dir("/sys/fs/cgroup", d.config.CgroupParent, d.manager.CgroupDriver() == sandbox.DriverSystemd)
+	dir, err := d.standinDir()
 	if err != nil {
 		return nil, err
 	}

@@ -100,6 +100,16 @@ func (s *Standins) Close() {
 	_ = os.Remove(s.dir)
 }
 
+// Discard removes what a killed daemon left in the directory of stand-ins for the sandboxes there are, and the directory if
+// nothing else is in it. It is for a daemon that makes none.
+func Discard(source Source, dir string) {
+	s := &Standins{source: source, dir: dir, made: map[string]int{}}
+	for _, sandbox := range source.Sandboxes() {
+		s.remove(sandbox.ID)
+	}
+	_ = os.Remove(dir) // another daemon may have the same cgroup_parent
+}
+
 // hear follows the events. They only say where to look: what is made is what the lists say.
 func (s *Standins) hear(ctx context.Context) {
 	for ctx.Err() == nil {

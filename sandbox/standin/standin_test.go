@@ -218,6 +218,30 @@ func TestLeftoversGo(t *testing.T) {
 	wantNames(t, dir, "one")
 }
 
+func TestDiscardLeavesWhatIsAnothers(t *testing.T) {
+	f, dir := newSource(), filepath.Join(t.TempDir(), "sandboxes")
+	Discard(f, dir) // which is not there
+	for _, name := range []string{"one", "two"} {
+		f.set(name, 10, nil)
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	others := filepath.Join(dir, "others")
+	if err := os.Mkdir(others, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	Discard(f, dir)
+	wantNames(t, dir, "others")
+	if err := os.Remove(others); err != nil {
+		t.Fatal(err)
+	}
+	Discard(f, dir)
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("the directory: %v", err)
+	}
+}
+
 func TestLostEventsAreMadeUpFor(t *testing.T) {
 	f, dir := newSource(), filepath.Join(t.TempDir(), "sandboxes")
 	f.set("one", 10, nil)

@@ -183,8 +183,20 @@ func TestCadvisorIsServedAcrossAKill(t *testing.T) {
 	if c.cgroup(t, p.id) != nil {
 		t.Error("after a clean end the pod's cgroup is still there")
 	}
-	if err := n.Start(timeout(t)); err != nil { // to remove what it has
+	if err := n.Start(timeout(t)); err != nil {
 		t.Fatal(err)
+	}
+	eventually(t, "the pod has a cgroup again", func() bool { return c.cgroup(t, p.id) != nil })
+	n.Kill()
+	off := strings.Replace(n.Config, `serve = "on"`, `serve = "off"`, 1)
+	if err := os.WriteFile(filepath.Join(n.Dir, "config.toml"), []byte(off), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	if c.cgroup(t, p.id) != nil {
+		t.Error("a daemon that does not serve cAdvisor leaves the cgroup of the killed one")
 	}
 }
 

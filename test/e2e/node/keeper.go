@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -24,23 +25,44 @@ func (n *Node) KeeperHello() (*keeper.HelloReply, error) {
 	return &reply, n.askKeeper(keeper.VerbHello, request, &reply)
 }
 
+// keeperPatience is how long a keeper may take to exit.
+const keeperPatience = 30 * time.Second
+
 // shutdownKeeper ends the keeper if there is one; it refuses while a container lives and is then killed.
 func (n *Node) shutdownKeeper() error {
 	hello, err := n.KeeperHello()
 	if err != nil {
-		return nil // nobody listens: nothing to end
+		return n.awaitKeeper() // nobody listens: it may be about to exit, as a daemon that ends tells it to
 	}
 	if err := n.askKeeper(keeper.VerbShutdown, keeper.ShutdownRequest{}, nil); err != nil {
 		syscall.Kill(hello.PID, syscall.SIGKILL)
 		return fmt.Errorf("shut keeper down: %w", err)
 	}
-	for deadline := time.Now().Add(5 * time.Second); syscall.Kill(hello.PID, 0) == nil; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			syscall.Kill(hello.PID, syscall.SIGKILL)
-			return errors.New("shut keeper down: it did not exit")
-		}
+	if err := n.awaitKeeper(); err != nil {
+		syscall.Kill(hello.PID, syscall.SIGKILL)
+		return fmt.Errorf("shut keeper down: %w", err)
 	}
 	return nil
+}
+
+// awaitKeeper waits until no keeper holds its lock, which it does as long as it lives.
+func (n *Node) awaitKeeper() error {
+	lock, err := os.Open(filepath.Join(n.State, "keeper", "lock"))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	for deadline := time.Now().Add(keeperPatience); ; time.Sleep(10 * time.Millisecond) {
+		if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errors.New("the keeper did not exit")
+		}
+	}
 }
 
 // askKeeper sends a request without descriptors and decodes the reply unless it is nil.
