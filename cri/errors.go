@@ -65,7 +65,7 @@ func grpcError(ctx context.Context, err error) error {
 			continue
 		}
 		if !leads {
-			message = text + ": " + message
+			message = text + ": " + strings.TrimSuffix(strings.Replace(message, text+": ", "", 1), ": "+text)
 		}
 		if reason.code != codes.OK {
 			code = reason.code

@@ -64,7 +64,7 @@ func TestKubeletReasonsLead(t *testing.T) {
 		},
 		{
 			"inside", t.Context(), fmt.Errorf("pull app: %w", crierrors.ErrSignatureValidationFailed),
-			codes.Unknown, "SignatureValidationFailed: pull app: SignatureValidationFailed",
+			codes.Unknown, "SignatureValidationFailed: pull app",
 		},
 		{
 			"a time limit of our own", t.Context(),
@@ -78,7 +78,7 @@ func TestKubeletReasonsLead(t *testing.T) {
 		{
 			"image volume", t.Context(),
 			fmt.Errorf("create c: %w: %w", crierrors.ErrImageVolumeMountFailed, errdefs.ErrInvalidArgument),
-			codes.InvalidArgument, "ImageVolumeMountFailed: create c: ImageVolumeMountFailed: invalid argument",
+			codes.InvalidArgument, "ImageVolumeMountFailed: create c: invalid argument",
 		},
 	} {
 		got := status.Convert(grpcError(test.ctx, test.err))
