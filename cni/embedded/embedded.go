@@ -102,6 +102,8 @@ type Network struct {
 	transactions sync.RWMutex
 	firewalls    chan *firewall // connections that wait for a transaction, or nil
 
+	ensuring sync.Mutex // serialises Ensure, which takes away what another one adds; guards no field
+
 	mu       sync.Mutex
 	state    stateFile
 	ranges   []netip.Prefix // at most one for each family, IPv4 first

@@ -6,8 +6,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
 )
 
 func prefixes(texts ...string) (ps []netip.Prefix) {
@@ -46,11 +48,36 @@ func TestPodCIDRReplacesTheRange(t *testing.T) {
 	if want := prefixes("10.244.0.0/16", "fd00:244::/48"); !slices.Equal(n.ranges, want) {
 		t.Errorf("ranges are %v, want %v", n.ranges, want)
 	}
+	wantGateways(t, n, "10.231.7.1", "10.244.0.1", "10.244.3.1", "fd00:231:7::1", "fd00:244::1") // some of sandboxes of before
 	for _, a := range adopted {
 		must(t, n.Detach(t.Context(), a))
 		n.Release(a)
 	}
+	n.mu.Lock()
+	n.ensured = time.Time{}
+	n.mu.Unlock()
+	must(t, n.Ensure())
+	wantGateways(t, n, "10.244.0.1", "fd00:244::1")
 	must(t, n.Remove())
+}
+
+// wantGateways compares the addresses of the bridge, but for its link-local one.
+func wantGateways(t *testing.T, n *Network, want ...string) {
+	t.Helper()
+	bridge, err := netlink.LinkByName(n.config.Bridge)
+	must(t, err)
+	addresses, err := netlink.AddrList(bridge, netlink.FAMILY_ALL)
+	must(t, err)
+	var found []string
+	for _, a := range addresses {
+		if !a.IP.IsLinkLocalUnicast() {
+			found = append(found, a.IP.String())
+		}
+	}
+	slices.Sort(found)
+	if !slices.Equal(found, want) {
+		t.Errorf("the bridge has %v, want %v", found, want)
+	}
 }
 
 func TestPodCIDRThatIsNone(t *testing.T) {

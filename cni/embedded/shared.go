@@ -21,11 +21,15 @@ const unreachableMetric = 1 << 20
 func (n *Network) Ensure() error {
 	n.mu.Lock()
 	fresh := !n.changed && time.Since(n.ensured) < ensureEvery
-	ranges := slices.Clone(n.ranges)
 	n.mu.Unlock()
 	if fresh || !n.config.Enabled {
 		return nil
 	}
+	n.ensuring.Lock()
+	defer n.ensuring.Unlock()
+	n.mu.Lock()
+	ranges := slices.Clone(n.ranges)
+	n.mu.Unlock()
 	if err := n.own(); err != nil {
 		return err
 	}
@@ -37,6 +41,9 @@ func (n *Network) Ensure() error {
 		if err := ensureRange(bridge, r); err != nil {
 			return err
 		}
+	}
+	if err := n.dropGateways(bridge); err != nil {
+		return err
 	}
 	if err := n.ensureTable(); err != nil {
 		return fmt.Errorf("make nftables table %s: %w", n.config.Bridge, err)
@@ -84,6 +91,39 @@ func ensureRange(bridge netlink.Link, r netip.Prefix) error {
 	}
 	if err := netlink.RouteAdd(unreachable(r)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add unreachable route for %s: %w", r, err)
+	}
+	return nil
+}
+
+// dropGateways takes the gateway addresses of ranges from the host that it had before another was told. Not while a sandbox
+// has an address of such a range: the host's route to it has the gateway as its source, and would go with it.
+func (n *Network) dropGateways(bridge netlink.Link) error {
+	found, err := netlink.AddrList(bridge, netlink.FAMILY_ALL)
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil // the next time will do
+	}
+	if err != nil {
+		return fmt.Errorf("list gateway addresses: %w", err)
+	}
+	n.mu.Lock()
+	keep := map[string]bool{}
+	for _, r := range n.ranges {
+		keep[single(gateway(r)).String()] = true
+	}
+	for _, a := range n.held {
+		for _, address := range a.Addresses {
+			keep[single(address.Gateway).String()] = true
+		}
+	}
+	n.mu.Unlock()
+	for _, addr := range found {
+		// What is no single address is not from here: the link-local one, or that of an earlier bridge.
+		if ones, bits := addr.Mask.Size(); ones != bits || keep[addr.IPNet.String()] {
+			continue
+		}
+		if err := netlink.AddrDel(bridge, &addr); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("delete gateway address %s: %w", addr.IPNet, err)
+		}
 	}
 	return nil
 }
