@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -199,11 +201,17 @@ func (k *Keeper) configure(req *keeper.StartRequest, spec *specs.Spec) (*configs
 	if err != nil {
 		return nil, fmt.Errorf("translate spec: %w", err)
 	}
-	if req.SystemdCgroup {
+	if req.SystemdCgroup && countsPIDs() {
 		unlimitPIDs(config.Cgroups.Resources)
 	}
 	return config, nil
 }
+
+// countsPIDs tells whether the node has a controller that limits processes; without it there is no file to say so in.
+var countsPIDs = sync.OnceValue(func() bool {
+	controllers, err := cgroups.GetAllSubsystems()
+	return err == nil && slices.Contains(controllers, "pids")
+})
 
 // unlimitPIDs says that there is no limit where none is asked for: systemd would set its default, some thousands.
 func unlimitPIDs(r *cgroups.Resources) {
