@@ -216,13 +216,16 @@ type fakeStats struct {
 	maxAge  time.Duration
 }
 
-func (f *fakeStats) Container(status *sandbox.ContainerStatus, maxAge time.Duration) *stats.Sample {
+func (f *fakeStats) Container(_ context.Context, status *sandbox.ContainerStatus, maxAge time.Duration) *stats.Sample {
 	f.maxAge = maxAge
 	return f.samples[status.ID]
 }
 
-func (f *fakeStats) Sandbox(status *sandbox.SandboxStatus, maxAge time.Duration) *stats.Sample {
+func (f *fakeStats) Sandbox(ctx context.Context, status *sandbox.SandboxStatus, maxAge time.Duration) *stats.Sample {
 	f.maxAge = maxAge
+	if ctx.Err() != nil {
+		return nil
+	}
 	return f.samples[status.ID]
 }
 

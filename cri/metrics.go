@@ -36,9 +36,9 @@ func (s *Server) ListMetricDescriptors(
 // ListPodSandboxMetrics gives the metrics of all ready sandboxes and running containers. They have the time at which
 // they were sampled.
 func (s *Server) ListPodSandboxMetrics(
-	context.Context, *runtime.ListPodSandboxMetricsRequest,
+	ctx context.Context, _ *runtime.ListPodSandboxMetricsRequest,
 ) (*runtime.ListPodSandboxMetricsResponse, error) {
-	return &runtime.ListPodSandboxMetricsResponse{PodMetrics: s.listMetrics()}, nil
+	return &runtime.ListPodSandboxMetricsResponse{PodMetrics: s.listMetrics(ctx)}, nil
 }
 
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in batches.
@@ -46,19 +46,19 @@ func (s *Server) StreamPodSandboxMetrics(
 	_ *runtime.StreamPodSandboxMetricsRequest,
 	stream grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse],
 ) error {
-	return sendBatches(s.listMetrics(), func(batch []*runtime.PodSandboxMetrics) error {
+	return sendBatches(s.listMetrics(stream.Context()), func(batch []*runtime.PodSandboxMetrics) error {
 		return stream.Send(&runtime.StreamPodSandboxMetricsResponse{PodSandboxMetrics: batch})
 	})
 }
 
-func (s *Server) listMetrics() []*runtime.PodSandboxMetrics {
+func (s *Server) listMetrics(ctx context.Context) []*runtime.PodSandboxMetrics {
 	containers := map[string][]*sandbox.ContainerStatus{}
 	for _, status := range s.runtime.Containers() {
 		containers[status.SandboxID] = append(containers[status.SandboxID], status)
 	}
 	var list []*runtime.PodSandboxMetrics
 	for _, status := range s.runtime.Sandboxes() {
-		sample := s.stats.Sandbox(status, stats.AnyAge)
+		sample := s.stats.Sandbox(ctx, status, stats.AnyAge)
 		if sample == nil {
 			continue
 		}
@@ -67,7 +67,7 @@ func (s *Server) listMetrics() []*runtime.PodSandboxMetrics {
 			Metrics:      sandboxSubject(status, sample).metrics(),
 		}
 		for _, c := range containers[status.ID] {
-			if sample := s.stats.Container(c, stats.AnyAge); sample != nil {
+			if sample := s.stats.Container(ctx, c, stats.AnyAge); sample != nil {
 				pod.ContainerMetrics = append(pod.ContainerMetrics, &runtime.ContainerMetrics{
 					ContainerId: c.ID,
 					Metrics:     containerSubject(status, c, sample).metrics(),

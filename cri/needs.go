@@ -77,10 +77,10 @@ type Events interface {
 }
 
 // Stats is what the server needs of the sampler; *stats.Sampler says what the methods do. They are reads of memory
-// unless a sample is missing or older than maxAge.
+// unless a sample is missing or older than maxAge, for which ctx bounds the wait.
 type Stats interface {
-	Container(status *sandbox.ContainerStatus, maxAge time.Duration) *stats.Sample
-	Sandbox(status *sandbox.SandboxStatus, maxAge time.Duration) *stats.Sample
+	Container(ctx context.Context, status *sandbox.ContainerStatus, maxAge time.Duration) *stats.Sample
+	Sandbox(ctx context.Context, status *sandbox.SandboxStatus, maxAge time.Duration) *stats.Sample
 }
 
 var _ Stats = (*stats.Sampler)(nil)

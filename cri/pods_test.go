@@ -1,7 +1,9 @@
 package cri
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -212,6 +214,22 @@ func TestUpdatePodSandboxResourcesWantsAReadySandbox(t *testing.T) {
 }
 
 // A limit is refused where it would have processes of the pod killed, and nowhere else.
+func TestUpdatePodSandboxResourcesThatWasGivenUpNotesNothing(t *testing.T) {
+	n := newNode(t)
+	n.runtime.sandboxes = []*sandbox.SandboxStatus{{
+		ID: "s1", Config: sandboxConfig("web"), State: sandbox.SandboxReady, CgroupParent: "/pod",
+	}}
+	n.stats.samples["s1"] = &stats.Sample{Memory: &stats.Memory{Limit: 64 << 20, WorkingSet: 40 << 20}}
+	ctx, cancel := context.WithCancel(testContext(t))
+	cancel()
+	_, err := n.server.UpdatePodSandboxResources(ctx, &runtime.UpdatePodSandboxResourcesRequest{
+		PodSandboxId: "s1", Resources: &runtime.LinuxContainerResources{MemoryLimitInBytes: 30 << 20},
+	})
+	if !errors.Is(err, context.Canceled) || n.runtime.called() != "" {
+		t.Errorf("got %v and calls %q", err, n.runtime.called())
+	}
+}
+
 func TestUpdatePodSandboxResourcesChecksTheMemoryInUse(t *testing.T) {
 	const mi = 1 << 20
 	for _, test := range []struct {

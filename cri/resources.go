@@ -38,7 +38,7 @@ func (s *Server) UpdatePodSandboxResources(
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkPodMemory(status, req.GetOverhead(), req.GetResources()); err != nil {
+	if err := s.checkPodMemory(ctx, status, req.GetOverhead(), req.GetResources()); err != nil {
 		return nil, err
 	}
 	if err := s.runtime.UpdateSandbox(ctx, status.ID, req.GetOverhead(), req.GetResources()); err != nil {
@@ -50,7 +50,9 @@ func (s *Server) UpdatePodSandboxResources(
 // checkPodMemory refuses a limit below what the pod uses just now and cannot give back, which would have processes of it
 // killed. Only a pod whose cgroup has a limit is meant, and only a lower one: the sum that is sent leaves out containers
 // without a limit, and if there is one the pod has none either. A cgroup that several sandboxes share says nothing of one.
-func (s *Server) checkPodMemory(status *sandbox.SandboxStatus, overhead, resources *runtime.LinuxContainerResources) error {
+func (s *Server) checkPodMemory(
+	ctx context.Context, status *sandbox.SandboxStatus, overhead, resources *runtime.LinuxContainerResources,
+) error {
 	if overhead.GetMemoryLimitInBytes() == 0 {
 		overhead = status.Overhead
 	}
@@ -59,7 +61,10 @@ func (s *Server) checkPodMemory(status *sandbox.SandboxStatus, overhead, resourc
 		return nil
 	}
 	want += uint64(max(overhead.GetMemoryLimitInBytes(), 0))
-	sample := s.stats.Sandbox(status, 0)
+	sample := s.stats.Sandbox(ctx, status, 0)
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("look at what the pod uses: %w", err)
+	}
 	if sample == nil || sample.Memory == nil || want >= sample.Memory.Limit || want >= sample.Memory.WorkingSet {
 		return nil
 	}

@@ -18,7 +18,7 @@ const freshness = time.Second
 
 // ContainerStats tells what a running container uses.
 func (s *Server) ContainerStats(
-	_ context.Context, req *runtime.ContainerStatsRequest,
+	ctx context.Context, req *runtime.ContainerStatsRequest,
 ) (*runtime.ContainerStatsResponse, error) {
 	if err := required("container_id", req.GetContainerId()); err != nil {
 		return nil, err
@@ -27,7 +27,7 @@ func (s *Server) ContainerStats(
 	if err != nil {
 		return nil, err
 	}
-	sample := s.stats.Container(status, freshness)
+	sample := s.stats.Container(ctx, status, freshness)
 	if sample == nil {
 		return nil, fmt.Errorf("container %s is not running: %w", status.ID, errdefs.ErrFailedPrecondition)
 	}
@@ -36,9 +36,9 @@ func (s *Server) ContainerStats(
 
 // ListContainerStats tells what the running containers use that satisfy the filter.
 func (s *Server) ListContainerStats(
-	_ context.Context, req *runtime.ListContainerStatsRequest,
+	ctx context.Context, req *runtime.ListContainerStatsRequest,
 ) (*runtime.ListContainerStatsResponse, error) {
-	list, err := s.listContainerStats(req.GetFilter())
+	list, err := s.listContainerStats(ctx, req.GetFilter())
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func (s *Server) ListContainerStats(
 func (s *Server) StreamContainerStats(
 	req *runtime.StreamContainerStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamContainerStatsResponse],
 ) error {
-	list, err := s.listContainerStats(req.GetFilter())
+	list, err := s.listContainerStats(stream.Context(), req.GetFilter())
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func (s *Server) StreamContainerStats(
 
 // PodSandboxStats tells what a ready sandbox uses, with its containers.
 func (s *Server) PodSandboxStats(
-	_ context.Context, req *runtime.PodSandboxStatsRequest,
+	ctx context.Context, req *runtime.PodSandboxStatsRequest,
 ) (*runtime.PodSandboxStatsResponse, error) {
 	if err := required("pod_sandbox_id", req.GetPodSandboxId()); err != nil {
 		return nil, err
@@ -72,10 +72,10 @@ func (s *Server) PodSandboxStats(
 	var containers []*runtime.ContainerStats
 	for _, id := range status.Containers {
 		if c, err := s.runtime.Container(id); err == nil {
-			containers = s.appendContainerStats(containers, c, freshness)
+			containers = s.appendContainerStats(ctx, containers, c, freshness)
 		}
 	}
-	sample := s.stats.Sandbox(status, freshness)
+	sample := s.stats.Sandbox(ctx, status, freshness)
 	if sample == nil {
 		return nil, fmt.Errorf("sandbox %s is not ready: %w", status.ID, errdefs.ErrFailedPrecondition)
 	}
@@ -84,9 +84,9 @@ func (s *Server) PodSandboxStats(
 
 // ListPodSandboxStats tells what the ready sandboxes use that satisfy the filter.
 func (s *Server) ListPodSandboxStats(
-	_ context.Context, req *runtime.ListPodSandboxStatsRequest,
+	ctx context.Context, req *runtime.ListPodSandboxStatsRequest,
 ) (*runtime.ListPodSandboxStatsResponse, error) {
-	list, err := s.listSandboxStats(req.GetFilter())
+	list, err := s.listSandboxStats(ctx, req.GetFilter())
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func (s *Server) ListPodSandboxStats(
 func (s *Server) StreamPodSandboxStats(
 	req *runtime.StreamPodSandboxStatsRequest, stream grpc.ServerStreamingServer[runtime.StreamPodSandboxStatsResponse],
 ) error {
-	list, err := s.listSandboxStats(req.GetFilter())
+	list, err := s.listSandboxStats(stream.Context(), req.GetFilter())
 	if err != nil {
 		return err
 	}
@@ -107,7 +107,7 @@ func (s *Server) StreamPodSandboxStats(
 }
 
 // listContainerStats returns the statistics of the running containers that satisfy every part of filter.
-func (s *Server) listContainerStats(filter *runtime.ContainerStatsFilter) ([]*runtime.ContainerStats, error) {
+func (s *Server) listContainerStats(ctx context.Context, filter *runtime.ContainerStatsFilter) ([]*runtime.ContainerStats, error) {
 	all, err := s.filterContainers(&runtime.ContainerFilter{
 		Id: filter.GetId(), PodSandboxId: filter.GetPodSandboxId(), LabelSelector: filter.GetLabelSelector(),
 	})
@@ -116,23 +116,23 @@ func (s *Server) listContainerStats(filter *runtime.ContainerStatsFilter) ([]*ru
 	}
 	list := make([]*runtime.ContainerStats, 0, len(all))
 	for _, status := range all {
-		list = s.appendContainerStats(list, status, stats.AnyAge)
+		list = s.appendContainerStats(ctx, list, status, stats.AnyAge)
 	}
 	return list, nil
 }
 
 // appendContainerStats adds a container's statistics, unless it does not run or died just now.
 func (s *Server) appendContainerStats(
-	list []*runtime.ContainerStats, status *sandbox.ContainerStatus, maxAge time.Duration,
+	ctx context.Context, list []*runtime.ContainerStats, status *sandbox.ContainerStatus, maxAge time.Duration,
 ) []*runtime.ContainerStats {
-	if sample := s.stats.Container(status, maxAge); sample != nil {
+	if sample := s.stats.Container(ctx, status, maxAge); sample != nil {
 		list = append(list, containerStats(status, sample))
 	}
 	return list
 }
 
 // listSandboxStats returns the statistics of the ready sandboxes that satisfy every part of filter.
-func (s *Server) listSandboxStats(filter *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
+func (s *Server) listSandboxStats(ctx context.Context, filter *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
 	all, err := s.filterSandboxes(&runtime.PodSandboxFilter{
 		Id: filter.GetId(), LabelSelector: filter.GetLabelSelector(),
 	})
@@ -141,11 +141,11 @@ func (s *Server) listSandboxStats(filter *runtime.PodSandboxStatsFilter) ([]*run
 	}
 	containers := map[string][]*runtime.ContainerStats{}
 	for _, status := range s.runtime.Containers() {
-		containers[status.SandboxID] = s.appendContainerStats(containers[status.SandboxID], status, stats.AnyAge)
+		containers[status.SandboxID] = s.appendContainerStats(ctx, containers[status.SandboxID], status, stats.AnyAge)
 	}
 	list := make([]*runtime.PodSandboxStats, 0, len(all))
 	for _, status := range all {
-		if sample := s.stats.Sandbox(status, stats.AnyAge); sample != nil {
+		if sample := s.stats.Sandbox(ctx, status, stats.AnyAge); sample != nil {
 			list = append(list, sandboxStats(status, sample, containers[status.ID]))
 		}
 	}

@@ -93,7 +93,7 @@ func (s *Sampler) hearEvents(ctx context.Context, events <-chan sandbox.Event) {
 			for _, st := range event.Containers {
 				if st.ID == event.ContainerID && st.State == sandbox.ContainerRunning {
 					s.measure(ctx, st, freshTimeout)
-					s.Container(st, 0)
+					s.Container(ctx, st, 0)
 				}
 			}
 		}

@@ -175,20 +175,21 @@ func (s *Sampler) ask() {
 }
 
 // Container returns the last sample of a running container. One that is older than maxAge, or not there yet, is taken
-// now, which takes a fraction of a millisecond. It returns nil for a container that does not run, or died meanwhile.
-func (s *Sampler) Container(st *sandbox.ContainerStatus, maxAge time.Duration) *Sample {
+// now, which takes a fraction of a millisecond. It returns nil for a container that does not run, or died meanwhile, and
+// when ctx ends while others are sampled.
+func (s *Sampler) Container(ctx context.Context, st *sandbox.ContainerStatus, maxAge time.Duration) *Sample {
 	if st.State != sandbox.ContainerRunning {
 		return nil
 	}
-	return s.get(st.ID, maxAge, func(e *entry) *Sample { return s.sampleContainer(e, st) })
+	return s.get(ctx, st.ID, maxAge, func(e *entry) *Sample { return s.sampleContainer(e, st) })
 }
 
 // Sandbox is like Container for a ready sandbox. It returns nil for one that is not ready.
-func (s *Sampler) Sandbox(st *sandbox.SandboxStatus, maxAge time.Duration) *Sample {
+func (s *Sampler) Sandbox(ctx context.Context, st *sandbox.SandboxStatus, maxAge time.Duration) *Sample {
 	if st.State != sandbox.SandboxReady {
 		return nil
 	}
-	return s.get(st.ID, maxAge, func(e *entry) *Sample {
+	return s.get(ctx, st.ID, maxAge, func(e *entry) *Sample {
 		var interfaces []Interface
 		if st.NetNS != "" {
 			interfaces = networks([]string{st.NetNS})[st.NetNS]
@@ -198,7 +199,7 @@ func (s *Sampler) Sandbox(st *sandbox.SandboxStatus, maxAge time.Duration) *Samp
 }
 
 // get finds a sample or takes one.
-func (s *Sampler) get(id string, maxAge time.Duration, take func(*entry) *Sample) *Sample {
+func (s *Sampler) get(ctx context.Context, id string, maxAge time.Duration, take func(*entry) *Sample) *Sample {
 	fresh := func(sample *Sample) bool { return sample != nil && time.Since(sample.Time) <= maxAge }
 	e := s.entry(id)
 	if maxAge == AnyAge {
@@ -207,10 +208,14 @@ func (s *Sampler) get(id string, maxAge time.Duration, take func(*entry) *Sample
 	if sample := e.last.Load(); fresh(sample) {
 		return sample
 	}
-	s.asking <- struct{}{}
-	defer func() { <-s.asking }()
-	e.sampling <- struct{}{}
-	defer func() { <-e.sampling }()
+	for _, turn := range []chan struct{}{s.asking, e.sampling} {
+		select {
+		case turn <- struct{}{}:
+			defer func() { <-turn }()
+		case <-ctx.Done():
+			return nil
+		}
+	}
 	if sample := e.last.Load(); fresh(sample) {
 		return sample // another asked a moment ago
 	}

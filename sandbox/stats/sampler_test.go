@@ -1,6 +1,7 @@
 package stats
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -37,15 +38,34 @@ func TestTheSamplerKeepsASampleOfEverythingThatLives(t *testing.T) {
 	eventually(t, "the first samples", func() bool {
 		return s.entry("c").last.Load() != nil && s.entry("pod").last.Load() != nil
 	})
-	first := s.Container(c, time.Hour)
+	first := s.Container(t.Context(), c, time.Hour)
 	if first.CPU.Usage != 5e9 || first.Time.IsZero() {
 		t.Errorf("got %+v", first.CPU)
 	}
-	if again := s.Container(c, time.Hour); again != first {
+	if again := s.Container(t.Context(), c, time.Hour); again != first {
 		t.Error("a second sample was taken although the first was good enough")
 	}
-	if fresh := s.Container(c, 0); fresh == first || !fresh.Time.After(first.Time) {
+	if fresh := s.Container(t.Context(), c, 0); fresh == first || !fresh.Time.After(first.Time) {
 		t.Error("no sample was taken although a new one was asked for")
+	}
+}
+
+func TestWhoGaveUpDoesNotWaitForASample(t *testing.T) {
+	s, _, c := startFake(t)
+	eventually(t, "the first round", func() bool { return s.entry("pod").last.Load() != nil })
+	s.entry("c").sampling <- struct{}{} // as a sampler does that hangs in the kernel
+	defer func() { <-s.entry("c").sampling }()
+	ctx, cancel := context.WithCancel(t.Context())
+	got := make(chan *Sample)
+	go func() { got <- s.Container(ctx, c, 0) }()
+	cancel()
+	select {
+	case sample := <-got:
+		if sample != nil {
+			t.Errorf("got %+v", sample)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the call does not end with its context")
 	}
 }
 
@@ -54,15 +74,15 @@ func TestAContainerThatDiedIsSkipped(t *testing.T) {
 	gone := runningContainer("gone", "/pod/gone")
 	n.set(func() { n.containers = append([]*sandbox.ContainerStatus{gone}, n.containers...) })
 	s.sampleAll()
-	if sample := s.Container(gone, AnyAge); sample != nil {
+	if sample := s.Container(t.Context(), gone, AnyAge); sample != nil {
 		t.Errorf("got %+v for a container without a cgroup", sample)
 	}
-	if s.Container(c, AnyAge) == nil {
+	if s.Container(t.Context(), c, AnyAge) == nil {
 		t.Error("the other container has no sample")
 	}
 	exited := *c
 	exited.State = sandbox.ContainerExited
-	if s.Container(&exited, AnyAge) != nil {
+	if s.Container(t.Context(), &exited, AnyAge) != nil {
 		t.Error("an exited container has a sample")
 	}
 	n.set(func() { n.containers = nil })
@@ -77,7 +97,7 @@ func TestAContainerThatDiedIsSkipped(t *testing.T) {
 func TestASandboxWithoutACgroupUsedNothing(t *testing.T) {
 	s, _, _ := startFake(t)
 	empty := &sandbox.SandboxStatus{ID: "empty", State: sandbox.SandboxReady, CgroupParent: "/not/there"}
-	sample := s.Sandbox(empty, AnyAge)
+	sample := s.Sandbox(t.Context(), empty, AnyAge)
 	if sample == nil || sample.CPU == nil || sample.Memory == nil || sample.CPU.Usage != 0 || sample.Time.IsZero() {
 		t.Fatalf("got %+v", sample)
 	}
@@ -85,15 +105,15 @@ func TestASandboxWithoutACgroupUsedNothing(t *testing.T) {
 		t.Errorf("a sandbox on the host's network has interfaces %v", sample.Interfaces)
 	}
 	stopped := &sandbox.SandboxStatus{ID: "empty", State: sandbox.SandboxStopped}
-	if s.Sandbox(stopped, AnyAge) != nil {
+	if s.Sandbox(t.Context(), stopped, AnyAge) != nil {
 		t.Error("a stopped sandbox has a sample")
 	}
 }
 
 func TestASandboxThatSharesItsCgroupIsTheSumOfItsContainers(t *testing.T) {
 	s, _, c := startFake(t)
-	s.Container(c, 0)
-	sample := s.Sandbox(&sandbox.SandboxStatus{
+	s.Container(t.Context(), c, 0)
+	sample := s.Sandbox(t.Context(), &sandbox.SandboxStatus{
 		ID: "shared", State: sandbox.SandboxReady, Containers: []string{"c", "unknown"},
 	}, 0)
 	if sample.CPU.Usage != 5e9 || sample.Memory.WorkingSet != 8<<20 || sample.Processes != 3 {
@@ -141,8 +161,8 @@ func TestTheMaximumOfHugePagesIsRemembered(t *testing.T) {
 // Two lists that are a second apart differ, whatever the period.
 func TestAskingBringsANewerSampleSoon(t *testing.T) {
 	s, _, c := startFake(t)
-	first := s.Container(c, AnyAge)
-	eventually(t, "a newer sample", func() bool { return s.Container(c, AnyAge).Time.After(first.Time) })
+	first := s.Container(t.Context(), c, AnyAge)
+	eventually(t, "a newer sample", func() bool { return s.Container(t.Context(), c, AnyAge).Time.After(first.Time) })
 	if passed := time.Since(first.Time); passed > 2*askedPause {
 		t.Errorf("it took %s", passed)
 	}
@@ -161,7 +181,7 @@ func TestAStartIsSampledAndMeasuredAtOnce(t *testing.T) {
 		t.Errorf("%s was measured", id)
 	}
 	eventually(t, "the sample", func() bool { return s.entry("fresh").last.Load() != nil })
-	layer := s.Container(fresh, AnyAge).Layer
+	layer := s.Container(t.Context(), fresh, AnyAge).Layer
 	if layer == nil || layer.Bytes != 8192 || layer.InodesUsed != 2 || layer.Mountpoint != "/" || layer.Limit == 0 {
 		t.Errorf("got the layer %+v", layer)
 	}
