@@ -145,7 +145,7 @@ func (x *index) without(gone *entry) *index {
 			}
 		}
 	}
-	return newIndex(stored, x.pinned)
+	return newIndex(stored, x.pinned, x.labelled)
 }
 
 // Tag gives the image that source, a reference of the default handler, resolves to one more name there. The name is
@@ -176,7 +176,7 @@ func (s *Service) Tag(ctx context.Context, source, target string) error {
 const pinLabel, pinValue = "io.cri-containerd.pinned", "pinned"
 
 // Pin keeps the image that ref, a reference of the default handler, resolves to from being removed to free space, or ends
-// that. An image that Config.PinnedImages names stays pinned. Errors: errdefs.ErrNotFound.
+// that; the same image of another handler is not meant. An image that Config.PinnedImages names stays pinned. Errors: errdefs.ErrNotFound.
 func (s *Service) Pin(ctx context.Context, ref string, pinned bool) error {
 	value := ""
 	if pinned {

@@ -81,7 +81,7 @@ func TestImageUserIsUIDOrName(t *testing.T) {
 	} {
 		img := &image{id: "sha256:1"}
 		img.config.Config.User = user
-		got := newIndex(map[string]*image{"a:1": img}, nil).sorted[0].cri
+		got := newIndex(map[string]*image{"a:1": img}, nil, nil).sorted[0].cri
 		if got.Username != want.Username || !reflect.DeepEqual(got.Uid, want.Uid) {
 			t.Errorf("user %q: uid %v, name %q", user, got.Uid, got.Username)
 		}
@@ -89,7 +89,7 @@ func TestImageUserIsUIDOrName(t *testing.T) {
 }
 
 func TestPrefixMustBeUnique(t *testing.T) {
-	x := newIndex(map[string]*image{"a:1": {id: "sha256:aaa1"}, "b:1": {id: "sha256:aaa2"}, "c:1": {id: "sha256:bbb"}}, nil)
+	x := newIndex(map[string]*image{"a:1": {id: "sha256:aaa1"}, "b:1": {id: "sha256:aaa2"}, "c:1": {id: "sha256:bbb"}}, nil, nil)
 	for ref, want := range map[string]string{"aaa": "", "aaa1": "sha256:aaa1", "aaa2": "sha256:aaa2", "ccc": "",
 		"bbb": "sha256:bbb", "bb": "", "sha256:aaa1": "sha256:aaa1"} {
 		got := ""

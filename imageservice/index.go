@@ -39,7 +39,8 @@ type index struct {
 	handlers map[string]*catalog
 	images   map[string]*image // by id, of whatever handler
 	sorted   []*entry          // by id, those of one id by handler
-	pinned   pins              // names, and patterns of names, of images that are pinned
+	pinned   pins              // names, and patterns of names, of images that are pinned for every handler
+	labelled map[string]bool   // keys of names, as they are stored, that are pinned by Pin
 }
 
 // catalog are the images of one runtime handler.
@@ -154,8 +155,8 @@ func (p pins) match(name string) bool {
 }
 
 // newIndex groups names, as they are stored, by handler and image.
-func newIndex(stored map[string]*image, pinned pins) *index {
-	x := &index{handlers: map[string]*catalog{}, images: map[string]*image{}, pinned: pinned}
+func newIndex(stored map[string]*image, pinned pins, labelled map[string]bool) *index {
+	x := &index{handlers: map[string]*catalog{}, images: map[string]*image{}, pinned: pinned, labelled: labelled}
 	for _, key := range slices.Sorted(maps.Keys(stored)) {
 		img, n := stored[key], parseStoredName(key)
 		c, ok := x.handlers[n.handler]
@@ -178,7 +179,9 @@ func newIndex(stored map[string]*image, pinned pins) *index {
 	})
 	for _, e := range x.sorted {
 		e.cri = e.toCRI()
-		e.cri.Pinned = slices.ContainsFunc(e.names, pinned.match)
+		e.cri.Pinned = slices.ContainsFunc(e.names, func(name string) bool {
+			return pinned.match(name) || labelled[storedName{e.handler, name}.key()]
+		})
 		c := x.handlers[e.handler]
 		c.sorted = append(c.sorted, e)
 	}
@@ -264,20 +267,20 @@ func (s *Service) reindexLocked(ctx context.Context) error {
 	}
 	byName := map[string]*image{}
 	current := map[digest.Digest]*image{}
-	pinned := slices.Clone(s.pinned)
+	labelled := map[string]bool{}
 	for _, record := range records {
 		img, err := s.loadLocked(ctx, record.Target)
 		if err != nil {
 			return fmt.Errorf("load image %s: %w", record.Name, err)
 		}
 		if record.Labels[pinLabel] == pinValue {
-			pinned = append(pinned, parseStoredName(record.Name).name)
+			labelled[record.Name] = true
 		}
 		byName[record.Name] = img
 		current[record.Target.Digest] = img
 	}
 	s.loaded = current
-	s.publish(newIndex(byName, pinned))
+	s.publish(newIndex(byName, s.pinned, labelled))
 	return nil
 }
 

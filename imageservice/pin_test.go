@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 func TestPin(t *testing.T) {
@@ -20,8 +21,15 @@ func TestPin(t *testing.T) {
 			t.Errorf("%s: %v, expected pinned %t", app, img, pinned)
 		}
 	}
+	if _, err := s.Pull(t.Context(), PullRequest{Ref: app, Handler: "vm"}); err != nil {
+		t.Fatal(err)
+	}
 	check(t, s.Pin(t.Context(), app, true))
 	want(s, true)
+	img, ok := s.Status(&runtime.ImageSpec{Image: app, RuntimeHandler: "vm"})
+	if !ok || img.Pinned {
+		t.Errorf("the image of another handler: %v, expected it not to be pinned", img)
+	}
 	check(t, s.Remove(t.Context(), named(other)))
 	want(s, true)
 	check(t, s.Tag(t.Context(), app, app+"-again"))
