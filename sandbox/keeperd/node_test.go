@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	machine "github.com/gantry-cri/gantry/test/e2e/node"
 )
 
 // The tests run the real binary against the real kernel.
@@ -34,6 +35,11 @@ func TestMain(m *testing.M) {
 		fmt.Println("skipping: containers need root")
 		os.Exit(0)
 	}
+	// What is killed, by a timeout of go test or by hand, leaves no process; the next run removes its cgroups and files.
+	if inner, code := machine.Isolate(); !inner {
+		os.Exit(code)
+	}
+	os.Setenv("TMPDIR", machine.Dir())
 	dir, err := os.MkdirTemp("", "keeperd-test-")
 	if err != nil {
 		panic(err)
