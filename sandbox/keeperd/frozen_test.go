@@ -1,12 +1,15 @@
 package keeperd_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 )
@@ -66,4 +69,38 @@ func TestKeeperListensBeforeItHasThawed(t *testing.T) {
 		}
 		c.delete()
 	}
+}
+
+// TestExecIntoAFrozenContainerEndsWithItsCaller has a probe come in the middle of a checkpoint. Its process hangs in the
+// frozen cgroup, where nothing can be killed; who waits for it must not.
+func TestExecIntoAFrozenContainerEndsWithItsCaller(t *testing.T) {
+	n := newNode(t)
+	c := n.run(nil, "sleep", "1000")
+	c.setFrozen("FROZEN", "1")
+	t.Cleanup(func() { c.setFrozen("THAWED", "0") })
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.client.Exec(ctx, keeper.ExecRequest{ID: c.ID, Args: []string{"true"}}, [3]*os.File{})
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("exec: %v, want the end of its context", err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the exec waits for the thaw")
+	}
+	c.setFrozen("THAWED", "0")
+	if out, code := c.exec("echo", "thawed"); out != "thawed\n" || code != 0 {
+		t.Errorf("exec after the thaw: %q, exit code %d", out, code)
+	}
+	n.eventually("nothing is left of the exec that was given up", func() bool {
+		left, _ := filepath.Glob("/sys/fs/cgroup/freezer" + c.Spec.Linux.CgroupsPath + "/exec-*")
+		left2, _ := filepath.Glob("/sys/fs/cgroup" + c.Spec.Linux.CgroupsPath + "/exec-*")
+		return len(left)+len(left2) == 0
+	})
+	c.delete()
 }
