@@ -13,9 +13,9 @@ func newNetworkCommand(load func(*cobra.Command) (*Config, error)) *cobra.Comman
 	network.AddCommand(&cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove what the embedded network has on the node",
-		Long: "Remove the bridge, the firewall table and the routes of the embedded network. The daemon must not run, and no\n" +
-			"pod be attached. Where no embedded network is configured there is nothing to do. The next start of the daemon\n" +
-			"makes all of it again.",
+		Long: "Remove the bridge, the firewall table and the routes of the embedded network. The daemon must not run,\n" +
+			"and no pod be attached. Where no embedded network is configured there is nothing to do. The next start of\n" +
+			"the daemon makes all of it again.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			config, err := load(cmd)

@@ -27,8 +27,8 @@ var hostMAC = net.HardwareAddr{0x0a, 0x58, 0, 0, 0, 1}
 // anyLink begins the names of the links of every daemon's network.
 const anyLink = "gy"
 
-// linkPrefix begins the names of the links of a network, so that what one daemon made is told apart from what is another's,
-// which may have a bridge of the same name while only one of the two runs. Sweep goes by it.
+// linkPrefix begins the names of the links of a network, so that what one daemon made is told apart from what is
+// another's, which may have a bridge of the same name while only one of the two runs. Sweep goes by it.
 func linkPrefix(config Config) string {
 	sum := sha256.Sum256([]byte(config.Bridge + "\x00" + config.StateFile))
 	return anyLink + hex.EncodeToString(sum[:])[:3]
@@ -122,7 +122,8 @@ func (w *wiring) loopback() error {
 func (w *wiring) pair() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.HardwareAddr, attrs.Flags = w.a.Link, hostMAC, net.FlagUp
-	// One queue is all that a veth uses without XDP; the default, one for each CPU, makes it slow to create on large nodes.
+	// One queue is all that a veth uses without XDP; the default, one for each CPU, makes it slow to create on large
+	// nodes.
 	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	veth := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: eth0, PeerHardwareAddr: podMAC(w.a), PeerNamespace: netlink.NsFd(w.netns.Fd()),
@@ -215,9 +216,9 @@ func single(ip netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(ip.BitLen(), ip.BitLen())}
 }
 
-// Sweep deletes the links of this network that belong to no attachment and to none of the sandboxes named, of which there
-// may be more than attachments: a record that cannot be read is no reason to cut a sandbox off. It is for recovery: call
-// it before the first Attach. A network that is not enabled or that another process owns is left alone.
+// Sweep deletes the links of this network that belong to no attachment and to none of the sandboxes named, of which
+// there may be more than attachments: a record that cannot be read is no reason to cut a sandbox off. It is for
+// recovery: call it before the first Attach. A network that is not enabled or that another process owns is left alone.
 func (n *Network) Sweep(sandboxIDs ...string) error {
 	if !n.config.Enabled || n.own() != nil {
 		return nil

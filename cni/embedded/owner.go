@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ownDir has the locks of all daemons of the node, whatever their state directories, and is root's alone: what a sandbox
-// on the host's network could take, such as an abstract socket, it could take while the daemon restarts.
+// ownDir has the locks of all daemons of the node, whatever their state directories, and is root's alone: what a
+// sandbox on the host's network could take, such as an abstract socket, it could take while the daemon restarts.
 const ownDir = "/run/gantry-net"
 
 // own makes this the only process that changes the network, as long as it lives: two would give the same addresses and
-// take each other's links and firewall for leftovers. The lock goes with the process, however that ends. The file stays:
-// to remove it would let two processes lock two files of one name.
+// take each other's links and firewall for leftovers. The lock goes with the process, however that ends. The file
+// stays: to remove it would let two processes lock two files of one name.
 //
 // Errors: errdefs.ErrFailedPrecondition when another process owns the network.
 func (n *Network) own() error {
@@ -46,7 +46,8 @@ func lockNetwork(bridge string) (*os.File, error) {
 	if err := os.MkdirAll(ownDir, 0o700); err != nil {
 		return nil, err
 	}
-	file, err := os.OpenFile(filepath.Join(ownDir, fmt.Sprintf("%s.%d", bridge, namespace.Ino)), os.O_CREATE|os.O_RDWR, 0o600)
+	name := filepath.Join(ownDir, fmt.Sprintf("%s.%d", bridge, namespace.Ino))
+	file, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}

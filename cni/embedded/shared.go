@@ -95,8 +95,8 @@ func ensureRange(bridge netlink.Link, r netip.Prefix) error {
 	return nil
 }
 
-// dropGateways takes the gateway addresses of ranges from the host that it had before another was told. Not while a sandbox
-// has an address of such a range: the host's route to it has the gateway as its source, and would go with it.
+// dropGateways takes the gateway addresses of ranges from the host that it had before another was told. Not while a
+// sandbox has an address of such a range: the host's route to it has the gateway as its source, and would go with it.
 func (n *Network) dropGateways(bridge netlink.Link) error {
 	found, err := netlink.AddrList(bridge, netlink.FAMILY_ALL)
 	if errors.Is(err, netlink.ErrDumpInterrupted) {
