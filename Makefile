@@ -38,7 +38,10 @@ help: ## list the targets
 deps: ## install the Debian packages that are missing (needs root if any is)
 	@hack/deps.sh
 
-build: bin/cni/bridge ## build gantryd, gantry, gantry-keeper and the CNI plugins into bin/
+build: bin/cni/bridge programs ## build gantryd, gantry, gantry-keeper and the CNI plugins into bin/
+
+.PHONY: programs
+programs:
 	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/gantryd ./cmd/gantryd
 	CGO_ENABLED=0 $(GOBUILD) -ldflags '$(LDFLAGS)' -o bin/gantry ./cmd/gantry
 	CGO_ENABLED=1 $(GOBUILD) -tags '$(KEEPER_TAGS)' -ldflags '$(KEEPER_LDFLAGS)' -o bin/gantry-keeper ./cmd/gantry-keeper
@@ -146,6 +149,11 @@ bench: build tools ## measure the daemon, in namespaces of its own (needs root);
 bench-vs: build tools peers ## measure containerd with runc, CRI-O with crun and the daemon in turn (needs root); ARGS as above
 	go build -o .work/bin/gantry-bench ./test/bench
 	.work/bin/gantry-bench -runtimes containerd,crio,gantry $(ARGS)
+
+.PHONY: ablation
+ablation: build tools ## measure what each technique brings by taking it away (needs root, half an hour); ARGS as above
+	go build -o .work/bin/gantry-bench ./test/bench
+	hack/ablate.sh $(ARGS)
 
 vm-test: build tools ## test a node with systemd, cgroup v2 and AppArmor in an emulated machine (needs root, takes about an hour)
 	@hack/deps.sh vm

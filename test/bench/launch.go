@@ -41,11 +41,18 @@ func launch(ctx context.Context, names []string, embedded bool) (l *launcher, ta
 		return l, nil, err
 	}
 	for i, name := range names {
-		start := map[string]func(context.Context, *target, int) error{
-			"gantry": l.gantry, "containerd": l.containerd, "crio": l.crio,
-		}[name]
-		if start == nil {
-			return l, nil, fmt.Errorf("runtime %q: expected gantry, containerd or crio", name)
+		name, bin, other := strings.Cut(name, "=")
+		start := map[string]func(context.Context, *target, int) error{"containerd": l.containerd, "crio": l.crio}[name]
+		switch {
+		case name == "gantry" && !other:
+			start = l.gantry(l.bin)
+		case other && start == nil:
+			if bin, err = filepath.Abs(bin); err != nil {
+				return l, nil, err
+			}
+			start = l.gantry(bin)
+		case start == nil || other:
+			return l, nil, fmt.Errorf("runtime %q: expected gantry, containerd, crio, or a name of your own, '=' and a directory of gantry's programs", name)
 		}
 		t := &target{name: name, image: images.Busybox, parent: "/bench-" + name + "/pods", logs: filepath.Join(node.Dir(), "logs-"+name)}
 		t.account.cgroups = []string{filepath.Join(accounts(), "bench-"+name)}
@@ -83,9 +90,14 @@ func inCgroup(name string) []string {
 	return []string{"sh", "-c", `mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && exec "$@"`, dir}
 }
 
-func (l *launcher) gantry(ctx context.Context, t *target, i int) error {
+// gantry returns what starts the daemon of the programs in bin.
+func (l *launcher) gantry(bin string) func(context.Context, *target, int) error {
+	return func(ctx context.Context, t *target, i int) error { return l.startGantry(ctx, t, i, bin) }
+}
+
+func (l *launcher) startGantry(ctx context.Context, t *target, i int, bin string) error {
 	n, err := node.New(node.Options{
-		Dir: filepath.Join(node.Dir(), t.name), Bin: l.bin, Tools: filepath.Join(l.work, "bin"), Mirror: l.registry.Address,
+		Dir: filepath.Join(node.Dir(), t.name), Bin: bin, CNIBin: filepath.Join(l.bin, "cni"), Tools: filepath.Join(l.work, "bin"), Mirror: l.registry.Address,
 		EmbeddedNetwork: l.embedded, Wrap: inCgroup(t.name),
 	})
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"regexp"
@@ -33,7 +34,8 @@ import (
 // options are the flags.
 type options struct {
 	runtimes, endpoint, image, parent, processes string
-	concurrency, levels, only, json              string
+	concurrency, levels, only                    string
+	json, markdown, svg                          string
 	rounds                                       int
 	embedded                                     bool
 	sizes                                        sizes
@@ -41,7 +43,7 @@ type options struct {
 
 func main() {
 	var o options
-	flag.StringVar(&o.runtimes, "runtimes", "gantry", "runtimes to start: gantry, containerd, or two of them with a comma")
+	flag.StringVar(&o.runtimes, "runtimes", "gantry", "runtimes to start, with commas: gantry, containerd, crio, or NAME=DIRECTORY of gantry's programs; the last is compared")
 	flag.StringVar(&o.endpoint, "endpoint", "", "socket of a runtime that runs, as a URL; none is started then")
 	flag.StringVar(&o.image, "image", "", "with -endpoint: image with sh, sleep, true, yes and head in it")
 	flag.StringVar(&o.parent, "cgroup-parent", "/gantry-bench", "with -endpoint: cgroup that the pods are made in")
@@ -57,6 +59,8 @@ func main() {
 	flag.BoolVar(&o.sizes.network, "network", true, "measure pods with networks of their own, too")
 	flag.StringVar(&o.only, "only", "", "regular expression: scenarios to run")
 	flag.StringVar(&o.json, "json", "", "file for all values as JSON")
+	flag.StringVar(&o.markdown, "markdown", "", "file for the table with the spread of the rounds")
+	flag.StringVar(&o.svg, "svg", "", "file for a picture of some figures")
 	flag.Parse()
 	if o.endpoint == "" {
 		if inner, code := node.Isolate(); !inner {
@@ -143,16 +147,31 @@ func measure(ctx context.Context, list []scenario, targets []*target, rounds int
 	return r
 }
 
+// drawn are the beginnings of the names of the figures that are drawn.
+var drawn = []string{
+	"pods, host network, 1 at a time: start p50", "pods, host network, 1 at a time: start, CPU of the runtime",
+	"pods, host network, 16 at a time: start, rate", "pods, pod network, 1 at a time: start p50",
+	"pods, host network, 1 at a time: stop and remove p50", "execs, 1 at a time: ExecSync p50",
+	"execs, 1 at a time: ExecSync, CPU of the runtime", "log: CPU of the runtime's processes",
+	"density, 200 pods: memory, growth per pod", "density, 200 pods: ListContainerStats p50",
+	"density, 200 pods: all ready after kill -9",
+}
+
 func (o *options) report(r *Report) error {
 	if err := r.print(os.Stdout); err != nil {
 		return err
 	}
-	if o.json != "" {
-		file, err := os.Create(o.json)
+	for path, write := range map[string]func(io.Writer) error{
+		o.json: r.json, o.markdown: r.markdown, o.svg: func(w io.Writer) error { return r.svg(w, drawn) },
+	} {
+		if path == "" {
+			continue
+		}
+		file, err := os.Create(path)
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(r.json(file), file.Close()); err != nil {
+		if err := errors.Join(write(file), file.Close()); err != nil {
 			return err
 		}
 	}

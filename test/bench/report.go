@@ -50,15 +50,16 @@ func (r *Row) ratio(first, second string) (ratio float64, ok bool) {
 	return median(ratios), len(ratios) > 0
 }
 
-// print writes the table: the medians, and of two runtimes the ratio.
+// print writes the table: the medians, and the ratios of the last runtime to the others.
 func (r *Report) print(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprint(table, "figure\tunit")
 	for _, t := range r.Targets {
 		fmt.Fprint(table, "\t", t)
 	}
-	if len(r.Targets) == 2 {
-		fmt.Fprintf(table, "\t%s / %s", r.Targets[1], r.Targets[0])
+	subject, others := r.compared()
+	for _, o := range others {
+		fmt.Fprintf(table, "\t%s / %s", subject, o)
 	}
 	fmt.Fprintln(table)
 	for _, row := range r.Rows {
@@ -70,10 +71,8 @@ func (r *Report) print(w io.Writer) error {
 				fmt.Fprint(table, "\t-")
 			}
 		}
-		if len(r.Targets) == 2 {
-			if ratio, ok := row.ratio(r.Targets[0], r.Targets[1]); ok {
-				fmt.Fprintf(table, "\t%.2f", ratio)
-			}
+		for _, o := range others {
+			fmt.Fprint(table, "\t", row.ratioText(o, subject))
 		}
 		fmt.Fprintln(table)
 	}
