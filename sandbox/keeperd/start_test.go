@@ -61,7 +61,7 @@ func TestStartTellsItsSteps(t *testing.T) {
 		"init: join and make namespaces", "init: start Go", "init: mount and limit", "execute command",
 	}
 	filtered := n.container(deny(unix.EPERM), "true").steps()
-	for _, step := range append(want, "init: load seccomp filter") {
+	for _, step := range append(want, "init: add seccomp rules", "init: load seccomp filter") {
 		if !strings.Contains(filtered, "\n"+step+"\n") {
 			t.Errorf("no step %q in:%s", step, filtered)
 		}

@@ -33,7 +33,8 @@ func (w *stopwatch) divide(m marks.Marks) {
 		{"init: join and make namespaces", m.Bootstrapped},
 		{"init: start Go", m.Namespaced},
 		{"init: mount and limit", m.Began},
-		{"init: load seccomp filter", m.Seccomp},
+		{"init: add seccomp rules", m.Seccomp},
+		{"init: load seccomp filter", m.Exported},
 	} {
 		if stage.at < last.From || stage.at > whole.To { // it did not come to this one
 			continue

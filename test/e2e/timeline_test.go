@@ -111,6 +111,7 @@ var startSteps = []string{
 	"StartContainer > ask the keeper > init: join and make namespaces",
 	"StartContainer > ask the keeper > init: start Go",
 	"StartContainer > ask the keeper > init: mount and limit",
+	"StartContainer > ask the keeper > init: add seccomp rules",
 	"StartContainer > ask the keeper > init: load seccomp filter",
 	"StartContainer > ask the keeper > execute command",
 	"StartContainer > ask the keeper > write status",

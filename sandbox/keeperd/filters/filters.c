@@ -111,8 +111,9 @@ static int done(int result, scmp_filter_ctx ctx, uint32_t kind, uint32_t a, uint
 	return result;
 }
 
-// Package marks notes when libcontainer begins a filter, in a program that has it.
+// Package marks notes when libcontainer begins a filter and when it has added all rules, in a program that has it.
 void marks_seccomp(void) __attribute__((weak));
+void marks_seccomp_export(void) __attribute__((weak));
 
 scmp_filter_ctx __real_seccomp_init(uint32_t action);
 scmp_filter_ctx __wrap_seccomp_init(uint32_t action)
@@ -222,6 +223,8 @@ int __wrap_seccomp_export_bpf(scmp_filter_ctx ctx, int fd)
 {
 	const struct entry *e;
 
+	if (marks_seccomp_export != NULL)
+		marks_seccomp_export();
 	if (record_fd >= 0)
 		record(ctx);
 	e = find(ctx);

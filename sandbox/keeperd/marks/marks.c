@@ -83,9 +83,19 @@ void marks_begin(uint32_t pid)
 	__atomic_store_n(&own->pid, pid, __ATOMIC_SEQ_CST);
 }
 
-// Called by package filters when libcontainer begins a filter.
+static void mark_once(int i)
+{
+	if (own != NULL && own->at[i] == 0)
+		own->at[i] = now();
+}
+
+// Called by package filters when libcontainer begins a filter, and when it has added all rules.
 void marks_seccomp(void)
 {
-	if (own != NULL && own->at[4] == 0)
-		own->at[4] = now();
+	mark_once(4);
+}
+
+void marks_seccomp_export(void)
+{
+	mark_once(5);
 }

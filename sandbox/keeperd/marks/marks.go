@@ -31,8 +31,9 @@ const (
 // Seccomp without a profile.
 type Marks struct {
 	// Executed: libcontainer's program runs. Bootstrapped: it is in the cgroup and was told what namespaces to make.
-	// Namespaced: it is in them. Began: its Go runs. Seccomp: all is set up but the filter.
-	Executed, Bootstrapped, Namespaced, Began, Seccomp int64
+	// Namespaced: it is in them. Began: its Go runs. Seccomp: all is set up but the filter. Exported: libseccomp knows all
+	// rules of it.
+	Executed, Bootstrapped, Namespaced, Began, Seccomp, Exported int64
 }
 
 // Area is what the init processes write to. Its methods may be called at the same time; those of a nil Area do nothing.
@@ -70,7 +71,7 @@ func (a *Area) Of(pid int) (m Marks, ok bool) {
 	if int(binary.NativeEndian.Uint32(slot)) != pid {
 		return m, false
 	}
-	for i, at := range []*int64{&m.Executed, &m.Bootstrapped, &m.Namespaced, &m.Began, &m.Seccomp} {
+	for i, at := range []*int64{&m.Executed, &m.Bootstrapped, &m.Namespaced, &m.Began, &m.Seccomp, &m.Exported} {
 		*at = int64(binary.NativeEndian.Uint64(slot[8+8*i:]))
 	}
 	return m, true

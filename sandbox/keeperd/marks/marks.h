@@ -8,7 +8,7 @@
 #define MARKS_FD 201
 #define MARKS_NAME "gantry-start-marks"
 #define MARKS_SLOTS 1024
-#define MARKS_COUNT 5
+#define MARKS_COUNT 6
 #define MARKS_SIZE (MARKS_SLOTS * sizeof(struct marks_slot))
 
 struct marks_slot {
@@ -18,5 +18,6 @@ struct marks_slot {
 
 void marks_begin(uint32_t pid);
 void marks_seccomp(void);
+void marks_seccomp_export(void);
 
 #endif

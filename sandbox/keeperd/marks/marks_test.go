@@ -42,7 +42,7 @@ func TestMarks(t *testing.T) {
 	if !ok || m.Executed < before || m.Began < m.Executed || m.Began > Now() {
 		t.Errorf("marks are %+v, %v, expected some from %d on", m, ok, before)
 	}
-	if m.Bootstrapped != 0 || m.Namespaced != 0 || m.Seccomp != 0 {
+	if m.Bootstrapped != 0 || m.Namespaced != 0 || m.Seccomp != 0 || m.Exported != 0 {
 		t.Errorf("marks are %+v, expected none of stages that this init has not", m)
 	}
 	if _, ok := area.Of(pid + 1); ok {
