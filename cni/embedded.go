@@ -38,6 +38,9 @@ func (n *Network) openEmbedded() error {
 		if p, err := netip.ParsePrefix(n.config.EmbeddedSubnet6); err == nil {
 			config.Subnet6 = p.Masked()
 		}
+		for _, text := range n.config.EmbeddedClusterRanges {
+			config.ClusterRanges = append(config.ClusterRanges, netip.MustParsePrefix(text).Masked())
+		}
 	}
 	var err error
 	if n.embedded, err = embedded.New(config); err != nil {

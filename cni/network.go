@@ -57,6 +57,9 @@ type Config struct {
 	// EmbeddedSubnet6 is the same for IPv6, "none", or "auto": a unique local /64 chosen once, while the kernel has IPv6
 	// enabled. Default auto.
 	EmbeddedSubnet6 string
+	// EmbeddedClusterRanges are those of the pods of all nodes, where somebody routes between these: pods reach them with
+	// their own address. Everything else that is no pod of this node is masqueraded. Default none.
+	EmbeddedClusterRanges []string
 
 	// AddTimeout bounds one Attach, DelTimeout one Detach, whatever the caller's context allows. Default 60 s each.
 	AddTimeout, DelTimeout time.Duration

@@ -77,6 +77,11 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("embedded subnet %q: expected an IPv4 prefix of at most 30 bits: %w",
 			c.EmbeddedSubnet, errdefs.ErrInvalidArgument)
 	}
+	for _, r := range c.EmbeddedClusterRanges {
+		if _, err := netip.ParsePrefix(r); err != nil {
+			return c, fmt.Errorf("embedded cluster range %q: expected a prefix: %w", r, errdefs.ErrInvalidArgument)
+		}
+	}
 	if c.EmbeddedSubnet6 == autoSubnet6 || c.EmbeddedSubnet6 == noSubnet6 {
 		return c, nil
 	}

@@ -108,6 +108,7 @@ func TestOpenRefusesConfigsThatCannotWork(t *testing.T) {
 		"name":        {CacheDir: dir, Embedded: true, EmbeddedName: "a/b"},
 		"bridge":      {CacheDir: dir, Embedded: true, EmbeddedBridge: "much-too-long-name"},
 		"subnet":      {CacheDir: dir, Embedded: true, EmbeddedSubnet: "10.0.0.0"},
+		"range":       {CacheDir: dir, Embedded: true, EmbeddedClusterRanges: []string{"10.0.0.0"}},
 		"IPv6 subnet": {CacheDir: dir, Embedded: true, EmbeddedSubnet6: "10.0.0.0/16"},
 		"tiny subnet": {CacheDir: dir, Embedded: true, EmbeddedSubnet: "10.0.0.0/31"},
 	} {

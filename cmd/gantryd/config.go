@@ -94,6 +94,8 @@ type EmbeddedNetworkConfig struct {
 	Subnet  string `toml:"subnet"`
 	Subnet6 string `toml:"subnet6"`
 	Bridge  string `toml:"bridge"`
+
+	ClusterRanges []string `toml:"cluster_ranges"`
 }
 
 // SeccompConfig is about the default seccomp profile.
@@ -172,6 +174,8 @@ func defaultConfig() *Config {
 			Subnet:  "10.85.0.0/16",
 			Subnet6: "auto",
 			Bridge:  "gantry0",
+
+			ClusterRanges: []string{},
 		},
 		CDI:      CDIConfig{SpecDirs: []string{"/etc/cdi", "/var/run/cdi"}},
 		Stream:   StreamConfig{Address: "127.0.0.1:0", TLS: streamTLSOff, IdleTimeout: "4h"},
@@ -246,6 +250,7 @@ func (c *Config) checks() []check {
 			subnet6Fits(c.EmbeddedNetwork.Subnet6)},
 		{valueError{"embedded_network.bridge", c.EmbeddedNetwork.Bridge, "an interface name of 1 to 15 characters"},
 			interfaceName(c.EmbeddedNetwork.Bridge)},
+		allRanges("embedded_network.cluster_ranges", c.EmbeddedNetwork.ClusterRanges),
 		{valueError{"stream.address", c.Stream.Address, "an IP address and a port, such as 127.0.0.1:0"},
 			hostPort(c.Stream.Address)},
 		oneOf("stream.tls", c.Stream.TLS, streamTLSOff, streamTLSSelfSigned, streamTLSFiles),
@@ -288,6 +293,15 @@ func allPaths(key string, paths []string) check {
 	for _, p := range paths {
 		if !filepath.IsAbs(p) {
 			return check{valueError{key, p, "absolute paths"}, false}
+		}
+	}
+	return check{ok: true}
+}
+
+func allRanges(key string, ranges []string) check {
+	for _, r := range ranges {
+		if p, err := netip.ParsePrefix(r); err != nil || p.Masked() != p || p.Addr().Is4In6() || p.Bits() == 0 {
+			return check{valueError{key, r, "ranges such as 10.244.0.0/16"}, false}
 		}
 	}
 	return check{ok: true}

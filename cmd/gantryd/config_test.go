@@ -67,6 +67,7 @@ func TestWrongFileStopsTheStartAndSaysWhere(t *testing.T) {
 		"number for subnet":    {"[embedded_network]\nsubnet = 5", ":2: embedded_network.subnet: "},
 		"bool for duration":    {"[cni]\nattach_timeout = true", ":2: cni.attach_timeout: "},
 		"no subnet":            {"[embedded_network]\nsubnet = 'x'", `:2: embedded_network.subnet: `},
+		"range of a host":      {"[embedded_network]\ncluster_ranges = ['10.1.2.3/16']", `:2: embedded_network.cluster_ranges: value`},
 		"IPv4 for IPv6":        {"[embedded_network]\nsubnet6 = '10.0.0.0/16'", `:2: embedded_network.subnet6: value`},
 		"long bridge":          {"[embedded_network]\nbridge = '0123456789abcdef'", `:2: embedded_network.bridge: value`},
 		"relative CDI dir":     {"[cdi]\nspec_dirs = ['/a', 'b']", `:2: cdi.spec_dirs: value "b", expected absolute`},

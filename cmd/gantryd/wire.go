@@ -69,7 +69,8 @@ func (d *daemon) openNetwork(context.Context) (err error) {
 		EmbeddedBridge: d.config.EmbeddedNetwork.Bridge,
 		EmbeddedSubnet: d.config.EmbeddedNetwork.Subnet,
 
-		EmbeddedSubnet6: d.config.EmbeddedNetwork.Subnet6,
+		EmbeddedSubnet6:       d.config.EmbeddedNetwork.Subnet6,
+		EmbeddedClusterRanges: d.config.EmbeddedNetwork.ClusterRanges,
 	})
 	if err != nil {
 		return fmt.Errorf("open network: %w", err)

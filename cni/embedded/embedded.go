@@ -48,6 +48,8 @@ type Config struct {
 	Subnet netip.Prefix
 	// Subnet6 is the same for IPv6; the zero value means none, AutoSubnet6 a random one of the node's own.
 	Subnet6 netip.Prefix
+	// ClusterRanges are those of all nodes' sandboxes: what is sent there keeps the sandbox's own address. Optional.
+	ClusterRanges []netip.Prefix
 	// AutoSubnet6 wants a unique local /64, chosen once, while the kernel has IPv6 enabled.
 	AutoSubnet6 bool
 	// StateFile keeps the ranges that are not configured. Must survive a restart.

@@ -19,7 +19,7 @@ import (
 //	                                        fib daddr type local dnat ip to meta l4proto . th dport map @ports4
 //	chain postrouting (srcnat):             oifname "gy*" ip saddr 127.0.0.0/8 snat ip to <gateway>
 //	                                        ip saddr . ip daddr @hairpins4 snat ip to <gateway>
-//	                                        ip saddr @ranges4 ip daddr != @ranges4 ip daddr != 224.0.0.0/4 masquerade
+//	                                        ip saddr @ranges4 ip daddr != @unmasqueraded4 ip daddr != 224.0.0.0/4 masquerade
 //
 // A host port is an element of a map, so a packet costs the same however many there are, and a change of one does not
 // touch the rules. The first rule gives back what route_localnet takes (CVE-2020-8558): 127.0.0.1 of the host is not to
@@ -94,7 +94,7 @@ func (n *Network) rebuild() error {
 	err := n.transact(func(conn *nftables.Conn) error {
 		n.deleteTables(conn)
 		table := conn.AddTable(n.inet())
-		if err := n.addSets(conn, table, disjoint(all)); err != nil {
+		if err := n.addSets(conn, table, all); err != nil {
 			return err
 		}
 		n.addRules(conn, table, ranges)
@@ -155,42 +155,49 @@ func disjoint(ranges []netip.Prefix) []netip.Prefix {
 
 // Names of the sets and maps, but for the family's suffix.
 const (
-	setRanges       = "ranges"
-	setHairpins     = "hairpins"
-	mapPorts        = "ports"
-	mapAddressPorts = "addressports"
+	setRanges        = "ranges"
+	setUnmasqueraded = "unmasqueraded" // the ranges and Config.ClusterRanges
+	setHairpins      = "hairpins"
+	mapPorts         = "ports"
+	mapAddressPorts  = "addressports"
 )
 
-// addSets declares the sets and maps of both families, and fills the ranges.
+// addSets declares the sets and maps of both families, and fills those of ranges.
 func (n *Network) addSets(conn *nftables.Conn, table *nftables.Table, ranges []netip.Prefix) error {
 	proto, port := nftables.TypeInetProto, nftables.TypeInetService
 	for _, f := range families {
 		target := nftables.MustConcatSetType(f.address, port)
-		var elements []nftables.SetElement
-		for _, r := range ranges {
-			if r.Addr().Is4() == (f.size == 4) {
-				elements = append(elements, nftables.SetElement{Key: r.Addr().AsSlice()},
-					nftables.SetElement{Key: after(r).AsSlice(), IntervalEnd: true})
-			}
+		values := map[string][]nftables.SetElement{
+			setRanges:        f.intervals(ranges),
+			setUnmasqueraded: f.intervals(append(slices.Clone(ranges), n.config.ClusterRanges...)),
 		}
 		for _, set := range []*nftables.Set{
 			{Name: setRanges, KeyType: f.address, Interval: true},
+			{Name: setUnmasqueraded, KeyType: f.address, Interval: true},
 			{Name: setHairpins, KeyType: nftables.MustConcatSetType(f.address, f.address)},
 			{Name: mapPorts, KeyType: nftables.MustConcatSetType(proto, port), IsMap: true, DataType: target},
 			{Name: mapAddressPorts, KeyType: nftables.MustConcatSetType(f.address, proto, port), IsMap: true, DataType: target},
 		} {
-			set.Table = table
-			var values []nftables.SetElement
-			if set.Name == setRanges {
-				values = elements
-			}
-			set.Name += f.suffix
-			if err := conn.AddSet(set, values); err != nil {
+			elements := values[set.Name]
+			set.Table, set.Name = table, set.Name+f.suffix
+			if err := conn.AddSet(set, elements); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// intervals are the elements of a set for those of the ranges that are of the family.
+func (f family) intervals(ranges []netip.Prefix) []nftables.SetElement {
+	var elements []nftables.SetElement
+	for _, r := range disjoint(ranges) {
+		if r.Addr().Is4() == (f.size == 4) {
+			elements = append(elements, nftables.SetElement{Key: r.Addr().AsSlice()},
+				nftables.SetElement{Key: after(r).AsSlice(), IntervalEnd: true})
+		}
+	}
+	return elements
 }
 
 // after is the first address behind a range.
@@ -314,7 +321,7 @@ func (f family) hairpin() []expr.Any {
 func (f family) leaving() []expr.Any {
 	return []expr.Any{
 		load(f.source, f.size, 1), &expr.Lookup{SourceRegister: 1, SetName: setRanges + f.suffix},
-		load(f.destination, f.size, 1), &expr.Lookup{SourceRegister: 1, SetName: setRanges + f.suffix, Invert: true},
+		load(f.destination, f.size, 1), &expr.Lookup{SourceRegister: 1, SetName: setUnmasqueraded + f.suffix, Invert: true},
 		load(f.destination, uint32(len(f.mask)), 1),
 		&expr.Bitwise{
 			SourceRegister: 1, DestRegister: 1, Len: uint32(len(f.mask)), Mask: f.mask, Xor: make([]byte, len(f.mask)),
