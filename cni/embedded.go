@@ -57,6 +57,14 @@ func (n *Network) openEmbedded() error {
 	return nil
 }
 
+// embeddedReady makes what all sandboxes share and returns why none can be attached, if that is so.
+func (n *Network) embeddedReady() error {
+	if err := n.embedded.Ensure(); err != nil {
+		return err
+	}
+	return n.embedded.Placed()
+}
+
 // attachEmbedded is Attach on the embedded network.
 func (n *Network) attachEmbedded(
 	ctx context.Context, sandboxID, netns string, config *runtime.PodSandboxConfig,
@@ -72,7 +80,7 @@ func (n *Network) attachEmbedded(
 	steps := trace.Steps(ctx)
 	defer steps.End()
 	steps.Next("ensure what pods share")
-	if err := n.embedded.Ensure(); err != nil {
+	if err := n.embeddedReady(); err != nil {
 		return nil, fmt.Errorf("network is not ready: %w: %w", err, errdefs.ErrUnavailable)
 	}
 	steps.Next("reserve addresses")
@@ -166,7 +174,13 @@ func (n *Network) releaseEmbedded(sandboxID string) {
 // configured network has ranges of its own, so for that it does nothing.
 //
 // Errors: errdefs.ErrInvalidArgument for what is no such text.
-func (n *Network) SetPodCIDR(cidr string) error { return n.embedded.SetPodCIDR(cidr) }
+func (n *Network) SetPodCIDR(cidr string) error {
+	if err := n.embedded.SetPodCIDR(cidr); err != nil {
+		return err
+	}
+	n.refresh() // Status may have waited for it
+	return nil
+}
 
 // hostLocalDir is where the host-local plugin, on which the embedded network once was, keeps addresses in use.
 func (c Config) hostLocalDir() string { return filepath.Join(c.CacheDir, "ipam", c.EmbeddedName) }

@@ -194,6 +194,34 @@ func newOutside(t *testing.T) string {
 }
 
 // TestManySandboxesAtOnce attaches and detaches sandboxes side by side, each with a host port.
+// A sandbox that other nodes could not reach is not started.
+func TestEmbeddedNetworkWaitsForTheNodesRange(t *testing.T) {
+	if !ownNetwork(t) {
+		return
+	}
+	config := embeddedConfig(t)
+	config.EmbeddedClusterRanges = []string{"10.232.0.0/16"}
+	n, err := Open(config)
+	must(t, err)
+	defer n.Close()
+	if err := n.Status(); err == nil || !strings.Contains(err.Error(), "10.231.7.0/24 is not in the cluster's") {
+		t.Errorf("before the range is told: %v", err)
+	}
+	netns := newNetNS(t)
+	if _, err := n.Attach(t.Context(), "s1", netns, sandboxConfig()); !errdefs.IsUnavailable(err) {
+		t.Errorf("Attach before the range is told: %v", err)
+	}
+	must(t, n.Detach(t.Context(), "s1", netns, sandboxConfig()))
+	must(t, n.SetPodCIDR("10.232.3.0/24"))
+	must(t, n.Status())
+	ips, err := n.Attach(t.Context(), "s1", netns, sandboxConfig())
+	must(t, err)
+	if ips[0] != "10.232.3.2" {
+		t.Errorf("Attach = %v", ips)
+	}
+	must(t, n.Detach(t.Context(), "s1", netns, sandboxConfig()))
+}
+
 func TestManySandboxesAtOnce(t *testing.T) {
 	if !ownNetwork(t) {
 		return

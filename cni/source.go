@@ -127,7 +127,7 @@ func (n *Network) refresh() *state {
 	n.loading.Lock()
 	defer n.loading.Unlock()
 	if n.config.Embedded {
-		s := &state{err: n.embedded.Ensure()}
+		s := &state{err: n.embeddedReady()}
 		n.current.Store(s)
 		return s
 	}

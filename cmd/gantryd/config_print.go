@@ -52,8 +52,8 @@ var keyDocs = map[string]string{
 	"embedded_network.subnet6": "IPv6 addresses of pods on the embedded network, until the kubelet tells the node's range. " +
 		"A subnet; \"none\"; or \"auto\": a random one below fd00::/8 that stays, if the kernel has IPv6 enabled.",
 	"embedded_network.cluster_ranges": "Addresses of the pods of all nodes, where somebody routes between the nodes: a pod " +
-		"reaches them with its own address, and everything else that is no pod of this node with the node's. A list of " +
-		"ranges such as 10.244.0.0/16.",
+		"reaches them with its own address, and everything else that is no pod of this node with the node's. The network " +
+		"is ready once the node's range is in one of them. A list of ranges such as 10.244.0.0/16.",
 	"embedded_network.bridge": "Interface with the gateway's addresses, a bridge without ports, and name of the nftables " +
 		"table. An interface name of 1 to 15 characters; two daemons need two.",
 

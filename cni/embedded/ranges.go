@@ -70,6 +70,24 @@ func (n *Network) wanted(state stateFile) []netip.Prefix {
 	return ranges
 }
 
+// Placed returns an error as long as sandboxes would get addresses outside of the cluster's ranges, by which nobody on
+// other nodes reaches them: the kubelet has not told the node's range yet.
+func (n *Network) Placed() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, r := range n.ranges {
+		var inside, of bool
+		for _, c := range n.config.ClusterRanges {
+			inside = inside || c.Overlaps(r) && c.Bits() <= r.Bits()
+			of = of || c.Addr().Is4() == r.Addr().Is4()
+		}
+		if of && !inside {
+			return fmt.Errorf("the kubelet has not told the node's range of pod addresses: %s is not in the cluster's", r)
+		}
+	}
+	return nil
+}
+
 // ipv6Enabled tells whether interfaces that are made now get IPv6.
 func ipv6Enabled() bool {
 	for _, conf := range []string{"all", "default"} {

@@ -80,6 +80,32 @@ func wantGateways(t *testing.T, n *Network, want ...string) {
 	}
 }
 
+func TestPlacedWaitsForTheRangeOfTheNode(t *testing.T) {
+	ranges := func(texts ...string) (list []netip.Prefix) {
+		for _, text := range texts {
+			list = append(list, netip.MustParsePrefix(text))
+		}
+		return list
+	}
+	for name, test := range map[string]struct {
+		own, cluster []netip.Prefix
+		placed       bool
+	}{
+		"no cluster":        {ranges("10.85.0.0/16", "fd00:1::/64"), nil, true},
+		"before it is told": {ranges("10.85.0.0/16"), ranges("10.244.0.0/16"), false},
+		"told":              {ranges("10.244.1.0/24"), ranges("10.244.0.0/16"), true},
+		"one of several":    {ranges("10.244.1.0/24"), ranges("10.4.0.0/16", "10.244.0.0/16"), true},
+		"wider":             {ranges("10.0.0.0/8"), ranges("10.244.0.0/16"), false},
+		"other family":      {ranges("10.244.1.0/24", "fd00:1::/64"), ranges("10.244.0.0/16"), true},
+		"one of two":        {ranges("10.244.1.0/24", "fd00:1::/64"), ranges("10.244.0.0/16", "fd00:244::/48"), false},
+	} {
+		n := &Network{config: Config{ClusterRanges: test.cluster}, ranges: test.own}
+		if err := n.Placed(); (err == nil) != test.placed {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 func TestPodCIDRThatIsNone(t *testing.T) {
 	n := offline(t, "10.0.0.0/24")
 	for _, text := range []string{
