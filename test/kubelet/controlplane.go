@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -20,42 +21,58 @@ import (
 )
 
 // ControlPlane is etcd and a kube-apiserver, without scheduler and controllers: pods are bound to their node by name.
-// Everybody who has the token may do everything.
+// Everybody who has the token may do everything. Its methods are for one goroutine, but for Kubectl and Get.
 type ControlPlane struct {
 	// Dir holds its files; it has to exist. Tools holds etcd, kube-apiserver and kubectl (make k8s builds them).
 	Dir, Tools string
+	// Address is where the server listens; default 127.0.0.1.
+	Address string
+	// ServerArgs are arguments of the server in place of those by which it makes a certificate for itself, asks nobody who
+	// may do what, and gives pods no tokens.
+	ServerArgs []string
 	commands   []*exec.Cmd
 }
 
 // Addresses of the control plane, in the network namespace of the run.
 const (
-	etcdURL   = "http://127.0.0.1:2379"
-	peerURL   = "http://127.0.0.1:2380"
-	serverURL = "https://127.0.0.1:6443"
-	apiToken  = "token-of-the-tests"
+	etcdURL  = "http://127.0.0.1:2379"
+	peerURL  = "http://127.0.0.1:2380"
+	apiToken = "token-of-the-tests"
 )
+
+// URL is the address of the server.
+func (c *ControlPlane) URL() string { return "https://" + net.JoinHostPort(c.Address, "6443") }
+
+// ServiceAccountKey is the file of the key that signs the tokens of pods.
+func (c *ControlPlane) ServiceAccountKey() string {
+	return filepath.Join(c.Dir, "service-accounts.pem")
+}
 
 // Kubeconfig is the file for kubectl and for Options.Kubeconfig.
 func (c *ControlPlane) Kubeconfig() string { return filepath.Join(c.Dir, "kubeconfig") }
 
 // Start starts both and waits until the server is ready.
 func (c *ControlPlane) Start(ctx context.Context) error {
+	setDefault(&c.Address, "127.0.0.1")
 	if err := c.writeFiles(); err != nil {
 		return err
 	}
-	err := c.run("etcd", "--data-dir="+filepath.Join(c.Dir, "etcd"), "--listen-client-urls="+etcdURL,
+	err := c.Run("etcd", "--data-dir="+filepath.Join(c.Dir, "etcd"), "--listen-client-urls="+etcdURL,
 		"--advertise-client-urls="+etcdURL, "--listen-peer-urls="+peerURL, "--unsafe-no-fsync", "--log-level=warn")
 	if err != nil {
 		return err
 	}
-	key := filepath.Join(c.Dir, "service-accounts.pem")
-	err = c.run("kube-apiserver", "--etcd-servers="+etcdURL, "--cert-dir="+filepath.Join(c.Dir, "certs"),
-		"--bind-address=127.0.0.1", "--advertise-address="+NodeIP, "--service-cluster-ip-range=10.96.0.0/16",
-		"--authorization-mode=AlwaysAllow", "--token-auth-file="+filepath.Join(c.Dir, "tokens.csv"),
-		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file="+key,
-		"--service-account-signing-key-file="+key, "--disable-admission-plugins=ServiceAccount",
-		"--kubelet-preferred-address-types=InternalIP")
-	if err != nil {
+	args := []string{
+		"--etcd-servers=" + etcdURL, "--bind-address=" + c.Address, "--service-cluster-ip-range=10.96.0.0/16",
+		"--token-auth-file=" + filepath.Join(c.Dir, "tokens.csv"),
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-key-file=" + c.ServiceAccountKey(),
+		"--service-account-signing-key-file=" + c.ServiceAccountKey(), "--kubelet-preferred-address-types=InternalIP",
+	}
+	if c.ServerArgs == nil {
+		args = append(args, "--cert-dir="+filepath.Join(c.Dir, "certs"), "--advertise-address="+NodeIP,
+			"--authorization-mode=AlwaysAllow", "--disable-admission-plugins=ServiceAccount")
+	}
+	if err := c.Run("kube-apiserver", append(args, c.ServerArgs...)...); err != nil {
 		return err
 	}
 	return c.waitReady(ctx)
@@ -73,16 +90,16 @@ current-context: test
 clusters: [{name: test, cluster: {server: %q, insecure-skip-tls-verify: true}}]
 users: [{name: test, user: {token: %q}}]
 contexts: [{name: test, context: {cluster: test, user: test}}]
-`, serverURL, apiToken)
+`, c.URL(), apiToken)
 	return errors.Join(
-		os.WriteFile(filepath.Join(c.Dir, "service-accounts.pem"), block, 0o600),
+		os.WriteFile(c.ServiceAccountKey(), block, 0o600),
 		os.WriteFile(filepath.Join(c.Dir, "tokens.csv"), []byte(apiToken+",test,test,system:masters\n"), 0o600),
 		os.WriteFile(c.Kubeconfig(), []byte(kubeconfig), 0o600),
 	)
 }
 
-// run starts a program of the tools with a log of its own.
-func (c *ControlPlane) run(program string, args ...string) error {
+// Run starts a program of the tools with a log of its own, NAME.log in Dir. Stop ends it.
+func (c *ControlPlane) Run(program string, args ...string) error {
 	log, err := os.Create(filepath.Join(c.Dir, program+".log"))
 	if err != nil {
 		return err
@@ -130,7 +147,7 @@ func (c *ControlPlane) Kubectl(ctx context.Context, stdin string, args ...string
 
 // Get gets a path from the server as JSON.
 func (c *ControlPlane) Get(ctx context.Context, client *http.Client, path string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, serverURL+path, nil)
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.URL()+path, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +164,7 @@ func (c *ControlPlane) Get(ctx context.Context, client *http.Client, path string
 	return body, err
 }
 
-// Stop kills both; their files stay.
+// Stop kills what Start and Run started; their files stay.
 func (c *ControlPlane) Stop() {
 	for _, cmd := range c.commands {
 		cmd.Process.Kill()

@@ -19,9 +19,17 @@ const nodeLink = "node0"
 // Furnish gives an isolated program (node.Isolate) what a kubelet needs of its machine: a /var of its own that is thrown
 // away, with /var/lib/kubelet and /var/log on the disk that dir is on, and an address for the node. dir has to exist.
 func Furnish(dir string) error {
+	if err := FurnishDirectories(dir); err != nil {
+		return err
+	}
+	return addNodeAddress()
+}
+
+// FurnishDirectories is Furnish without the address. What is in dir from an earlier time is there again.
+func FurnishDirectories(dir string) error {
 	upper, work := filepath.Join(dir, "var"), filepath.Join(dir, "var.work")
 	for _, d := range []string{upper, work} {
-		if err := os.Mkdir(d, 0o755); err != nil {
+		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err
 		}
 	}
@@ -31,14 +39,14 @@ func Furnish(dir string) error {
 	}
 	for _, target := range []string{"/var/lib/kubelet", "/var/log"} {
 		source := filepath.Join(dir, filepath.Base(target))
-		if err := errors.Join(os.Mkdir(source, 0o755), os.MkdirAll(target, 0o755)); err != nil {
+		if err := errors.Join(os.MkdirAll(source, 0o755), os.MkdirAll(target, 0o755)); err != nil {
 			return err
 		}
 		if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
 			return fmt.Errorf("bind %s on %s: %w", source, target, err)
 		}
 	}
-	return addNodeAddress()
+	return nil
 }
 
 func addNodeAddress() error {

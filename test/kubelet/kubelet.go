@@ -19,13 +19,15 @@ import (
 
 // Options say how a kubelet is run. Zero fields have the defaults that their comments name.
 type Options struct {
+	// Name and IP are those of its node; default "node" and NodeIP.
+	Name, IP string
 	// Dir is where its configuration, its static pods and its log are put; it has to exist.
 	Dir string
 	// Tools holds the kubelet program (make k8s builds it).
 	Tools string
 	// Endpoint is the socket of the runtime as a URL.
 	Endpoint string
-	// Runtime is a client of the runtime, which is asked whether a pod has ended.
+	// Runtime is a client of the runtime, which is asked whether a static pod has ended.
 	Runtime runtime.RuntimeServiceClient
 	// Root is its --root-dir; default /var/lib/kubelet. PodLogs is where it keeps pods' logs; default /var/log/pods.
 	Root, PodLogs string
@@ -39,6 +41,8 @@ type Options struct {
 	Gates map[string]bool
 	// Config is more of the KubeletConfiguration, in YAML without indentation; it wins over what the harness writes.
 	Config map[string]string
+	// Client is the client of its server; default one without credentials.
+	Client *http.Client
 	// Verbosity is its -v.
 	Verbosity int
 }
@@ -64,6 +68,8 @@ func New(opts Options) (*Kubelet, error) {
 	setDefault(&opts.Root, "/var/lib/kubelet")
 	setDefault(&opts.PodLogs, "/var/log/pods")
 	setDefault(&opts.CgroupRoot, "/")
+	setDefault(&opts.Name, "node")
+	setDefault(&opts.IP, NodeIP)
 	if opts.Port == 0 {
 		opts.Port = 10250
 	}
@@ -73,15 +79,17 @@ func New(opts Options) (*Kubelet, error) {
 			return nil, err
 		}
 	}
-	if err := os.WriteFile(filepath.Join(k.Dir, "resolv.conf"), []byte("nameserver "+NodeIP+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(k.Dir, "resolv.conf"), []byte("nameserver "+k.IP+"\n"), 0o644); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(k.configFile(), []byte(k.configuration()), 0o644); err != nil {
 		return nil, err
 	}
-	// Streams keep their connections; the certificate is one that the kubelet makes for itself.
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
-	k.client = &http.Client{Transport: transport, Timeout: time.Minute}
+	if k.client = opts.Client; k.client == nil {
+		// Streams keep their connections; the certificate is one that the kubelet makes for itself.
+		transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+		k.client = &http.Client{Transport: transport, Timeout: time.Minute}
+	}
 	return k, nil
 }
 
@@ -178,7 +186,7 @@ func (k *Kubelet) waitHealthy(ctx context.Context) error {
 func (k *Kubelet) commandLine() []string {
 	args := []string{
 		filepath.Join(k.Tools, "kubelet"), "--config=" + k.configFile(), "--root-dir=" + k.Root,
-		"--hostname-override=node", "--node-ip=" + NodeIP, fmt.Sprintf("-v=%d", k.Verbosity),
+		"--hostname-override=" + k.Name, "--node-ip=" + k.IP, fmt.Sprintf("-v=%d", k.Verbosity),
 	}
 	if k.Kubeconfig != "" {
 		args = append(args, "--kubeconfig="+k.Kubeconfig)

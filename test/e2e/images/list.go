@@ -3,6 +3,7 @@ package images
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
@@ -180,13 +181,35 @@ const Agnhost = "registry.test/gantry/agnhost:1"
 
 // Kubelet lists the images of the tests with a kubelet. The argument is the path of the built agnhost.
 func Kubelet(agnhost string) ([]Image, error) {
-	program, err := os.ReadFile(agnhost)
+	own, err := built(Agnhost, agnhost)
+	return append(E2E(), own), err
+}
+
+// MetricsServer is the image of sigs.k8s.io/metrics-server.
+const MetricsServer = "registry.test/gantry/metrics-server:1"
+
+// Cluster lists the images of the tests with several nodes: Busybox, Agnhost and, if wanted, MetricsServer. The programs
+// are in the directory tools.
+func Cluster(tools string, metrics bool) ([]Image, error) {
+	own, err := built(Agnhost, filepath.Join(tools, "agnhost"))
+	list := []Image{E2E()[0], own}
+	if metrics && err == nil {
+		var server Image
+		server, err = built(MetricsServer, filepath.Join(tools, "metrics-server"))
+		list = append(list, server)
+	}
+	return list, err
+}
+
+// built is an image with a program that make has built.
+func built(ref, path string) (Image, error) {
+	body, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("read agnhost (make k8s builds it): %w", err)
+		return Image{}, fmt.Errorf("read program of an image (make k8s and make cluster build them): %w", err)
 	}
-	own := Image{
-		Refs: []string{Agnhost}, Config: v1.Config{Entrypoint: []string{"/agnhost"}, Cmd: []string{"pause"}},
-		entries: []entry{file("agnhost", 0o755, program)},
-	}
-	return append(E2E(), own), nil
+	name := filepath.Base(path)
+	return Image{
+		Refs: []string{ref}, Config: v1.Config{Entrypoint: []string{"/" + name}, Cmd: []string{"pause"}},
+		entries: []entry{file(name, 0o755, body)},
+	}, nil
 }

@@ -29,7 +29,8 @@ type hierarchy struct {
 	data         string // the mount data that gives this hierarchy again
 }
 
-// cgroupMounts lists the cgroup hierarchies mounted below cgroupRoot, outermost first.
+// cgroupMounts lists the cgroup hierarchies mounted below cgroupRoot, outermost first. One that is mounted over another,
+// as in an isolated program, is listed once.
 func cgroupMounts() ([]hierarchy, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -51,7 +52,9 @@ func cgroupMounts() ([]hierarchy, error) {
 		default:
 			continue
 		}
-		found = append(found, h)
+		if !slices.Contains(found, h) {
+			found = append(found, h)
+		}
 	}
 	if len(found) == 0 {
 		return nil, errors.New("no cgroup hierarchy is mounted below " + cgroupRoot)

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -68,19 +69,14 @@ func runOuter() (code int, err error) {
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	if err := makeCgroups(filepath.Base(dir)); err != nil {
+	cmd, err := Nest(dir, os.Args[1:]...)
+	if err != nil {
 		return 0, err
 	}
-	defer removeCgroups(filepath.Base(dir))
-
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = os.Args
-	cmd.Env = append(os.Environ(), stageVariable+"="+stageInit, dirVariable+"="+dir)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		Pdeathsig:  syscall.SIGKILL,
-	}
+	defer Unnest(dir)
+	cmd.Args[0] = os.Args[0]
+	cmd.Stdin = os.Stdin
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	if err := cmd.Start(); err != nil {
@@ -97,6 +93,33 @@ func runOuter() (code int, err error) {
 		code = 1
 	}
 	return code, nil
+}
+
+// Nest makes cgroups named as the directory and returns a command, not started yet, that runs the program again with args
+// in namespaces of its own: in the program, Isolate then returns with inner true, and Dir is dir, which has to exist. It
+// may be called by an isolated program; a killed command takes all that it started with it. When it has ended, Unnest
+// removes the cgroups.
+func Nest(dir string, args ...string) (*exec.Cmd, error) {
+	if err := makeCgroups(filepath.Base(dir)); err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(withoutStage(os.Environ()), stageVariable+"="+stageInit, dirVariable+"="+dir)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+	}
+	return cmd, nil
+}
+
+// Unnest kills what is left in the cgroups that Nest made, and removes them. It is idempotent.
+func Unnest(dir string) { removeCgroups(filepath.Base(dir)) }
+
+// withoutStage leaves out what Isolate hands to the programs that it starts.
+func withoutStage(environment []string) []string {
+	return slices.DeleteFunc(environment, func(e string) bool {
+		return strings.HasPrefix(e, stageVariable+"=") || strings.HasPrefix(e, dirVariable+"=")
+	})
 }
 
 // runInit is process 1 of the namespaces: it furnishes them, starts the inner program and reaps orphans. It does not
@@ -116,12 +139,7 @@ func runInit() (code int, err error) {
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return 0, fmt.Errorf("bring loopback up: %w", err)
 	}
-	env := []string{stageVariable + "=" + stageInner}
-	for _, e := range os.Environ() {
-		if !strings.HasPrefix(e, stageVariable+"=") {
-			env = append(env, e)
-		}
-	}
+	env := append(withoutStage(os.Environ()), stageVariable+"="+stageInner, dirVariable+"="+dir)
 	child, err := os.StartProcess("/proc/self/exe", os.Args, &os.ProcAttr{
 		Env: env, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
 	})

@@ -19,7 +19,7 @@ const (
 	registryHash     = "$2a$04$mqI2AOCKA/JwAj0tOcLIA.oh5Puzp5fRdn/A4wQ/WxPZXVugIspOC"
 )
 
-// Registry is a running image registry on a loopback address.
+// Registry is a running image registry.
 type Registry struct {
 	// Address is host:port; it speaks plain HTTP.
 	Address string
@@ -29,11 +29,16 @@ type Registry struct {
 // StartRegistry starts the registry program of the tools directory with its storage in dir and waits until it answers.
 // With auth it wants RegistryUser and RegistryPassword.
 func StartRegistry(ctx context.Context, tools, dir string, auth bool) (*Registry, error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, err
-	}
 	address, err := freeAddress()
 	if err != nil {
+		return nil, err
+	}
+	return StartRegistryAt(ctx, address, tools, dir, auth)
+}
+
+// StartRegistryAt is StartRegistry with an address, which is host:port.
+func StartRegistryAt(ctx context.Context, address, tools, dir string, auth bool) (*Registry, error) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
 	config := fmt.Sprintf("version: 0.1\nlog: {level: warn, accesslog: {disabled: true}}\n"+
