@@ -140,6 +140,25 @@ kubelet-test: build tools .work/bin/kubelet .work/bin/kube-apiserver .work/bin/e
 kubelet-short: build tools .work/bin/kubelet ## the same with the default gates and without an API server (needs root)
 	$(KUBELET_TEST) -short
 
+CLUSTER_TOOLS := .work/bin/kubelet .work/bin/kube-apiserver .work/bin/kube-scheduler .work/bin/etcd
+CLUSTER_TEST  := go test -tags e2e -count=1 -v -timeout 40m ./test/cluster/
+
+.PHONY: cluster cluster-test cluster-down cluster-short
+cluster: build tools $(CLUSTER_TOOLS) .work/bin/metrics-server ## start a Kubernetes cluster of three nodes on this machine (needs root)
+	go build -o .work/bin/gantry-cluster ./test/cluster
+	.work/bin/gantry-cluster up -metrics
+
+cluster-test: ## test the cluster that make cluster started, or one that is started for it (needs root)
+	@[ -e .work/cluster/cluster.json ] || $(MAKE) --no-print-directory cluster
+	$(CLUSTER_TEST)
+
+cluster-down: ## end the cluster and say what it left behind (needs root)
+	.work/bin/gantry-cluster down
+
+cluster-short: build tools $(CLUSTER_TOOLS) ## start a cluster, test the most important things, end it (needs root)
+	go build -o .work/bin/gantry-cluster ./test/cluster
+	$(CLUSTER_TEST) -short
+
 peers: .work/peers/containerd .work/peers/crio ## build the runtimes to compare with into .work/peers (many minutes the first time)
 
 bench: build tools ## measure the daemon, in namespaces of its own (needs root); ARGS are passed to the program
@@ -197,6 +216,12 @@ bin/cni/bridge: $(TOOLS_MOD)
 .work/bin/etcd: hack/etcd/go.mod hack/etcd/go.sum
 	mkdir -p .work/bin
 	cd hack/etcd && CGO_ENABLED=0 nice -n 5 $(GOBUILD) -ldflags '-s -w' -o ../../.work/bin/etcd go.etcd.io/etcd/server/v3
+	@touch $@
+
+.work/bin/metrics-server: hack/metrics/go.mod hack/metrics/go.sum
+	mkdir -p .work/bin
+	cd hack/metrics && CGO_ENABLED=0 nice -n 5 $(GOBUILD) -ldflags '-s -w' -o ../../.work/bin/ \
+		sigs.k8s.io/metrics-server/cmd/metrics-server
 	@touch $@
 
 .work/bin/nfpm: hack/nfpm/go.mod hack/nfpm/go.sum

@@ -85,7 +85,7 @@ var onlyImporters = map[string][]string{
 	libcni:       {"cni"},
 	containerdd:  {"cri/cadvisor"},
 	nftables:     {"cni/embedded"},
-	netlink:      {"cni/embedded", "test/e2e/node", "test/kubelet"},
+	netlink:      {"cni/embedded", "test/e2e/node", "test/kubelet", "test/cluster"},
 	otel:         {"cri/otlp"},
 }
 
