@@ -182,14 +182,21 @@ func (s space) rollout(t *testing.T, what string) {
 // sleeper makes a pod with a shell and waits until it is ready.
 func (s space) sleeper(t *testing.T, name string) {
 	t.Helper()
+	s.sleeperOn(t, name, "")
+}
+
+// sleeperOn is sleeper on a node, unless that is empty.
+func (s space) sleeperOn(t *testing.T, name, node string) {
+	t.Helper()
 	s.apply(t, fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
 metadata: {name: %s}
 spec:
+  nodeName: %q
   terminationGracePeriodSeconds: 1
   containers:
-  - {name: main, image: BUSYBOX, command: [sleep, inf]}`, name))
+  - {name: main, image: BUSYBOX, command: [sleep, inf]}`, name, node))
 	s.kubectl(t, "wait", "--for=condition=Ready", "pod/"+name, "--timeout=5m")
 }
 

@@ -137,13 +137,17 @@ func TestNodeDiesAndComesBack(t *testing.T) {
 		return nil
 	})
 	s.rollout(t, "daemonset/agent")
-	s.kubectl(t, "rollout", "restart", "deployment/web")
-	s.rollout(t, "deployment/web")
-	wantSpread(t, living(s.pods(t, "app=web")), 6)
+	s.sleeperOn(t, "late", killed)
+	s.kubectl(t, "exec", "late", "--", "true")
+	eventually(t, "as many processes there as pods", func() error {
+		count := s.kubectl(t, "get", "pods", "-A", "-o", "name", "--field-selector=status.phase=Running,spec.nodeName="+killed,
+			"-l", "app!=metrics-server")
+		if pods, n := len(strings.Fields(count)), len(processesOf(t, killed, "sleep")); pods != n {
+			return fmt.Errorf("%d pods and %d processes", pods, n)
+		}
+		return nil
+	})
 }
-
-// living leaves out pods that are being deleted.
-func living(pods []pod) []pod { return slices.DeleteFunc(pods, func(p pod) bool { return p.deleted }) }
 
 // A node boots again before anybody missed it: the pods are the same, and their containers start once more.
 func TestNodeReboots(t *testing.T) {

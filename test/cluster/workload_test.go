@@ -117,13 +117,13 @@ func TestRollingUpdate(t *testing.T) {
 		slices.Sort(found)
 		return fmt.Sprint(len(found), slices.Compact(found))
 	}
-	wantEqual(t, "versions", versions(), "12[one]")
+	wantEqual(t, "versions", versions(), "12 [one]")
 	s.kubectl(t, "set", "env", "deployment/web", "VERSION=two")
 	s.rollout(t, "deployment/web")
-	wantEqual(t, "versions", versions(), "12[two]")
+	wantEqual(t, "versions", versions(), "12 [two]")
 	s.kubectl(t, "rollout", "undo", "deployment/web")
 	s.rollout(t, "deployment/web")
-	wantEqual(t, "versions", versions(), "12[one]")
+	wantEqual(t, "versions", versions(), "12 [one]")
 	for _, p := range s.pods(t, "app=web") {
 		for _, old := range before {
 			if p.uid == old.uid {
