@@ -57,8 +57,7 @@ func runTests(m *testing.M) (code int, err error) {
 	own := errors.Is(err, errNone)
 	if own {
 		began := time.Now()
-		_, err := os.Stat(filepath.Join(top, ".work/bin/metrics-server"))
-		if c, err = start(ctx, top, options{Nodes: 3, Metrics: err == nil}); err != nil {
+		if c, err = start(ctx, top, options{Nodes: 3}); err != nil {
 			return 0, err
 		}
 		fmt.Printf("the cluster is ready after %.1f s\n", time.Since(began).Seconds())

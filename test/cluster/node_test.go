@@ -42,7 +42,7 @@ spec: {minAvailable: 6, selector: {matchLabels: {app: web}}}
 		t.Fatal("nothing to drain")
 	}
 	t.Cleanup(func() { space("default").try(context.Background(), "", "uncordon", drained) })
-	s.kubectl(t, "drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=5m")
+	s.kubectl(t, "drain", drained, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=5m")
 	s.rollout(t, "deployment/web")
 	after := byNode(s.pods(t, "app=web"))
 	wantEqual(t, "pods on the drained node", after[drained], 0)
