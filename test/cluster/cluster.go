@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -208,7 +209,7 @@ func (c *cluster) keepLogs() {
 		logs, _ := filepath.Glob(filepath.Join(c.Dir, pattern))
 		for _, log := range append(logs, supervisorLog(c.work)) {
 			if b, err := os.ReadFile(log); err == nil {
-				name := filepath.Base(filepath.Dir(log)) + "-" + filepath.Base(log)
+				name := strings.ReplaceAll(strings.TrimPrefix(strings.TrimPrefix(log, c.Dir), c.work)[1:], "/", "-")
 				os.WriteFile(filepath.Join(target, name), b, 0o644)
 			}
 		}
