@@ -73,7 +73,8 @@ var keyDocs = map[string]string{
 	"stream.idle_timeout": "A stream without any traffic for so long is closed. A duration of 1s or more such as \"4h\".",
 
 	"stats.period": "Time between two samples of what pods and containers use. A duration of 1s or more such as \"10s\"; " +
-		"the kubelet asks every 10 s. Writable layers and open files are measured at most once a minute.",
+		"the kubelet asks every 10 s. Six times that while nobody has asked for three of them. " +
+		"Writable layers and open files are measured at most once a minute.",
 
 	"cadvisor.serve": "Whether the kubelet's cAdvisor is told which cgroup is whose, on the socket where it looks for " +
 		"containerd. \"auto\": if nothing else listens there; \"on\": else the daemon does not start; \"off\": no, as has to " +

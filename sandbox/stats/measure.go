@@ -34,6 +34,7 @@ func (s *Sampler) measureRounds(ctx context.Context) {
 // measureAll measures every running container, one after the other: a walk through a large layer must not take more
 // than one processor.
 func (s *Sampler) measureAll(ctx context.Context) {
+	s.findLayers()
 	for _, st := range s.source.Containers() {
 		if ctx.Err() != nil {
 			return
@@ -42,6 +43,13 @@ func (s *Sampler) measureAll(ctx context.Context) {
 			s.measure(ctx, st, measureTimeout)
 		}
 	}
+}
+
+// findLayers looks at the filesystem that all layers are on: once for all, since the kernel's list of mounts can be long.
+func (s *Sampler) findLayers() Layer {
+	layer := filesystem(s.images.FsInfo().GetFsId().GetMountpoint())
+	s.layers.Store(&layer)
+	return layer
 }
 
 // measure measures a container's layer and open files. They are in its next sample.
@@ -62,7 +70,12 @@ func (s *Sampler) measure(ctx context.Context, st *sandbox.ContainerStatus, time
 		}
 		return
 	}
-	layer := filesystem(s.images.FsInfo().GetFsId().GetMountpoint())
+	var layer Layer
+	if known := s.layers.Load(); known != nil {
+		layer = *known
+	} else {
+		layer = s.findLayers()
+	}
 	layer.Time, layer.Bytes, layer.InodesUsed = time.Now(), bytes, inodes
 	e.layer.Store(&layer)
 }

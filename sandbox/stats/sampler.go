@@ -28,6 +28,10 @@ const (
 	askedDelay = 20 * time.Millisecond
 	// rateWindow is the least time that a rate is computed over: over a shorter one it is noise.
 	rateWindow = time.Second
+	// restAfter is for how many periods nobody has to have asked for a list until the sampler rests: it then lets so many
+	// periods pass as restPeriods says. Who asks after that gets what there is, and wakes it.
+	restAfter   = 3
+	restPeriods = 6
 	// askers is how many samples may be taken at once for those who ask.
 	askers = 4
 )
@@ -68,6 +72,8 @@ type Sampler struct {
 	cgroups *cgroups
 	readers sync.Pool
 	asking  chan struct{}
+	// layers is of the filesystem of the layers, as of the last round.
+	layers atomic.Pointer[Layer]
 	// asked holds a token when somebody was given a sample of any age.
 	asked chan struct{}
 
@@ -133,13 +139,16 @@ func (s *Sampler) Close() {
 
 // sampleRounds samples everything at once, a period after the last round, and soon after somebody asked.
 func (s *Sampler) sampleRounds(ctx context.Context) {
+	unasked := restAfter
 	for ctx.Err() == nil {
 		s.sampleAll()
 		pause := time.NewTimer(askedPause)
-		period := time.NewTimer(s.period)
+		period := time.NewTimer(s.untilNext(unasked))
 		select {
 		case <-period.C:
+			unasked++
 		case <-s.asked:
+			unasked = 0
 			sleep(ctx, askedDelay)
 			select {
 			case <-pause.C:
@@ -154,6 +163,14 @@ func (s *Sampler) sampleRounds(ctx context.Context) {
 		pause.Stop()
 		period.Stop()
 	}
+}
+
+// untilNext is the time until the next round when nobody asks, as nobody has for so many rounds.
+func (s *Sampler) untilNext(unasked int) time.Duration {
+	if unasked < restAfter {
+		return s.period
+	}
+	return restPeriods * s.period
 }
 
 // sleep waits, but no longer than ctx.

@@ -168,6 +168,35 @@ func TestAskingBringsANewerSampleSoon(t *testing.T) {
 	}
 }
 
+// Samples that nobody wants cost the node something, too.
+func TestASamplerThatNobodyAsksRests(t *testing.T) {
+	n := newFakeNode()
+	n.containers = []*sandbox.ContainerStatus{runningContainer("c", "/pod/c")}
+	const period = 50 * time.Millisecond
+	s := start(Config{Source: n, Images: n, Period: period}, fakeCgroups(t, true, v2Files()))
+	t.Cleanup(s.Close)
+	last := func() time.Time {
+		if sample := s.entry("c").last.Load(); sample != nil {
+			return sample.Time
+		}
+		return time.Time{}
+	}
+	next := func() time.Time {
+		before := last()
+		eventually(t, "a sample", func() bool { return last() != before })
+		return last()
+	}
+	first := next()
+	if passed := next().Sub(first); passed < restPeriods*period {
+		t.Errorf("the sampler slept for %s, expected at least %s", passed, restPeriods*period)
+	}
+	s.ask()
+	next()
+	if s.untilNext(0) != period || s.untilNext(restAfter-1) != period || s.untilNext(restAfter) != restPeriods*period {
+		t.Error("it does not rest after three periods")
+	}
+}
+
 // What was just started has its layer in the next list, and does not wait for the next round.
 func TestAStartIsSampledAndMeasuredAtOnce(t *testing.T) {
 	s, n, _ := startFake(t)
