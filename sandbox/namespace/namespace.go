@@ -83,10 +83,8 @@ func makeInThread(dir string, opts Options) error {
 			return fmt.Errorf("set hostname %q: %w", opts.Hostname, err)
 		}
 	}
-	for key, value := range opts.Sysctls {
-		if err := opts.writeSysctl(key, value); err != nil {
-			return err
-		}
+	if err := opts.writeSysctls(); err != nil {
+		return err
 	}
 	return opts.pin(dir, kinds)
 }
@@ -242,19 +240,58 @@ func CheckSysctls(sysctls map[string]string, net, ipc bool) error {
 	return nil
 }
 
-func (o *Options) writeSysctl(key, value string) error {
-	write := func() error { return os.WriteFile(sysctlPath(key), []byte(value), 0) }
-	err := write()
-	if errors.Is(err, os.ErrPermission) && o.User != nil {
-		err = o.User.asRoot(write)
+// writeSysctls sets the sysctls in the namespaces of the calling thread. It does so in a /proc of its own: the kernel finds a
+// name below /proc/sys/net by going through what it has cached of that name for every network namespace (proc_sys_compare),
+// so in the node's /proc one more sandbox would take the longer the more there are.
+func (o *Options) writeSysctls() error {
+	if len(o.Sysctls) == 0 {
+		return nil
 	}
+	proc, err := mountProc()
 	if err != nil {
-		return fmt.Errorf("linux.sysctls[%q]: set %q: %w", key, value, err)
+		return fmt.Errorf("mount /proc for sysctls: %w", err)
+	}
+	defer unix.Close(proc)
+	for key, value := range o.Sysctls {
+		write := func() error { return writeAt(proc, sysctlPath(key), value) }
+		err := write()
+		if errors.Is(err, os.ErrPermission) && o.User != nil {
+			err = o.User.asRoot(write)
+		}
+		if err != nil {
+			return fmt.Errorf("linux.sysctls[%q]: set %q: %w", key, value, err)
+		}
 	}
 	return nil
 }
 
-// sysctlPath turns a key into a path as sysctl(8) does: the first separator decides, so that a name with dots in it (an
+// mountProc returns the root of a new proc filesystem that is mounted nowhere and ends with the descriptor.
+func mountProc() (int, error) {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, os.NewSyscallError("fsconfig", err)
+	}
+	root, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	return root, os.NewSyscallError("fsmount", err)
+}
+
+func writeAt(dir int, path, value string) error {
+	fd, err := unix.Openat(dir, path, unix.O_WRONLY|unix.O_TRUNC|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
+}
+
+// sysctlPath turns a key into a path below /proc as sysctl(8) does: the first separator decides, so that a name with dots in it (an
 // interface's) can be written with slashes.
 func sysctlPath(key string) string {
 	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
@@ -268,5 +305,5 @@ func sysctlPath(key string) string {
 			return r
 		}, key)
 	}
-	return "/proc/sys/" + key
+	return "sys/" + key
 }

@@ -85,7 +85,7 @@ func TestMakePinsNamespacesThatLiveAlone(t *testing.T) {
 		_ = unix.Uname(&u)
 		values := []string{unix.ByteSliceToString(u.Nodename[:])}
 		for key := range opts.Sysctls {
-			b, _ := os.ReadFile(sysctlPath(key))
+			b, _ := os.ReadFile("/proc/" + sysctlPath(key))
 			if strings.TrimSpace(string(b)) != opts.Sysctls[key] {
 				values = append(values, key+"="+string(b))
 			}
@@ -169,9 +169,9 @@ func TestSysctlsOfTheHostAreRefused(t *testing.T) {
 
 func TestSysctlPathTakesEitherSeparator(t *testing.T) {
 	for key, want := range map[string]string{
-		"net.ipv4.ip_forward":               "/proc/sys/net/ipv4/ip_forward",
-		"net/ipv4/conf/eth0.100/forwarding": "/proc/sys/net/ipv4/conf/eth0.100/forwarding",
-		"net.ipv4.conf.eth0/100.forwarding": "/proc/sys/net/ipv4/conf/eth0.100/forwarding",
+		"net.ipv4.ip_forward":               "sys/net/ipv4/ip_forward",
+		"net/ipv4/conf/eth0.100/forwarding": "sys/net/ipv4/conf/eth0.100/forwarding",
+		"net.ipv4.conf.eth0/100.forwarding": "sys/net/ipv4/conf/eth0.100/forwarding",
 	} {
 		if got := sysctlPath(key); got != want {
 			t.Errorf("%s: %s, expected %s", key, got, want)

@@ -64,7 +64,7 @@ func TestUserNamespaceOwnsTheOthers(t *testing.T) {
 		_ = unix.Uname(&u)
 		values := []string{unix.ByteSliceToString(u.Nodename[:])}
 		for key, want := range opts.Sysctls {
-			if b, _ := os.ReadFile(sysctlPath(key)); strings.TrimSpace(string(b)) != want {
+			if b, _ := os.ReadFile("/proc/" + sysctlPath(key)); strings.TrimSpace(string(b)) != want {
 				values = append(values, key+"="+string(b))
 			}
 		}
