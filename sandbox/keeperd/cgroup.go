@@ -65,6 +65,25 @@ func (g cgroup) counter() string {
 	return g.paths["memory"]
 }
 
+// inheritCpuset lets the cpuset that is made next begin as a copy of its parent's. On v1 it begins empty, and who makes it
+// writes the parent's values into it; each such write makes the kernel go through all cpusets of the machine
+// (rebuild_sched_domains). The root of the hierarchy is not ours to change.
+func (g cgroup) inheritCpuset() {
+	if cgroups.IsCgroup2UnifiedMode() || g.paths["cpuset"] == "" {
+		return
+	}
+	const flag = "cgroup.clone_children"
+	for dir := filepath.Dir(g.paths["cpuset"]); dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, flag)); err != nil {
+			continue // not made yet
+		}
+		if _, err := os.Stat(filepath.Join(filepath.Dir(dir), flag)); err == nil {
+			_ = os.WriteFile(filepath.Join(dir, flag), []byte("1"), 0) // it is a matter of speed only
+		}
+		return
+	}
+}
+
 // treePIDs returns the processes of a cgroup directory and of those below it.
 func treePIDs(dir string) (pids []int) {
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {

@@ -1,6 +1,8 @@
 package keeperd
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/opencontainers/cgroups"
@@ -19,6 +21,30 @@ func TestPIDsAreUnlimitedUnlessLimited(t *testing.T) {
 		unlimitPIDs(&test.r)
 		if got := test.r.PidsLimit; (got == nil) != (test.want == nil) || got != nil && *got != *test.want {
 			t.Errorf("%+v: limit %v, expected %v", test.r, got, test.want)
+		}
+	}
+}
+
+// The cgroup above the container's, or what there is of those above, is told; the root of the hierarchy never.
+func TestCpusetsAreInherited(t *testing.T) {
+	if cgroups.IsCgroup2UnifiedMode() {
+		t.Skip("version 1 only")
+	}
+	root := filepath.Join(t.TempDir(), "cpuset")
+	flag := func(dir string) string { return filepath.Join(root, dir, "cgroup.clone_children") }
+	for _, dir := range []string{"", "pods"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(flag(dir), []byte("0"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cgroup{paths: map[string]string{"cpuset": filepath.Join(root, "c")}}.inheritCpuset()
+	cgroup{paths: map[string]string{"cpuset": filepath.Join(root, "pods/pod/c")}}.inheritCpuset()
+	for dir, want := range map[string]string{"": "0", "pods": "1"} {
+		if b, err := os.ReadFile(flag(dir)); err != nil || string(b) != want {
+			t.Errorf("%q: %q, %v; expected %q", dir, b, err, want)
 		}
 	}
 }

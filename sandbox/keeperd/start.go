@@ -169,6 +169,7 @@ func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *
 		return nil, nil, err
 	}
 	c.cgroup = cgroup{paths: state.CgroupPaths}
+	c.cgroup.inheritCpuset()
 	c.watch.next("open streams")
 	k.oom.open(c.cgroup.counter())
 	return spec, config, nil
