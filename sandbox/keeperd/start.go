@@ -117,8 +117,8 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// create makes the container and starts its process. It runs on the thread of onMounts. On error the caller removes what there
-// is.
+// create makes the container and starts its process. It runs on the thread of onMounts. On error the caller removes what
+// there is.
 func (k *Keeper) create(c *container, req *keeper.StartRequest) error {
 	spec, config, err := k.prepare(c, req)
 	if err != nil {
@@ -127,8 +127,8 @@ func (k *Keeper) create(c *container, req *keeper.StartRequest) error {
 	return k.run(c, req, spec, config)
 }
 
-// prepare makes the container up to its process. It runs on the thread of onMounts, whose mount namespace the root filesystem
-// is mounted in and which the container's is made from.
+// prepare makes the container up to its process. It runs on the thread of onMounts, in whose mount namespace the root
+// filesystem is mounted, and from which the container's is made.
 func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *configs.Config, error) {
 	userns, err := openUserNamespace(req.Spec)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -46,7 +47,7 @@ func densityScenario(ctx context.Context, t *target, s sizes) (figures []Figure,
 		n := level - len(pods)
 		used, err := t.account.measure(func() error {
 			more, err := t.pods(ctx, n, 4, d.options, &s)
-			pods = append(pods, more...)
+			pods = append(pods, slices.DeleteFunc(more, func(p pod) bool { return p.sandbox == "" })...)
 			return err
 		})
 		if err != nil {
