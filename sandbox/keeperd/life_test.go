@@ -391,9 +391,10 @@ func TestPodInit(t *testing.T) {
 			t.Errorf("status lacks %q: %s", want, status)
 		}
 	}
-	if fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", reply.PID)); len(fds) > 0 {
-		t.Errorf("open descriptors: %v", fds)
-	}
+	n.eventually("all descriptors are closed, after the report", func() bool {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", reply.PID))
+		return err == nil && len(fds) == 0
+	})
 	mounts, _ := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", reply.PID))
 	if strings.Count(string(mounts), "\n") != 1 {
 		t.Errorf("mounts: %s", mounts)
