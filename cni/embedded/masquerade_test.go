@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// world makes a network namespace behind a link, with addresses that are in no range of the sandboxes, and answers every
-// TCP connection to port 80 of them with the address that it sees.
+// world makes a network namespace behind a link, with addresses that are in no range of the sandboxes, and answers
+// every TCP connection to port 80 of them with the address that it sees.
 func world(t *testing.T, addresses ...string) {
 	t.Helper()
 	netns := newNetNS(t)

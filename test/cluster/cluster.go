@@ -135,7 +135,9 @@ func (c *cluster) save() error {
 	}
 	var peer *unix.Ucred
 	var peerErr error
-	err = raw.Control(func(fd uintptr) { peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	err = raw.Control(func(fd uintptr) {
+		peer, peerErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	})
 	if err := errors.Join(err, peerErr); err != nil {
 		return fmt.Errorf("ask who listens: %w", err)
 	}

@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// belongings are what tells that something is of a cluster: the name of its cgroups and its directory, and who holds the
-// namespaces of its processes. The kernel gives the number of a namespace that is gone to another one, so only those count
-// that held them when belongingsOf looked.
+// belongings are what tells that something is of a cluster: the name of its cgroups and its directory, and who holds
+// the namespaces of its processes. The kernel gives the number of a namespace that is gone to another one, so only
+// those count that held them when belongingsOf looked.
 type belongings struct {
 	name string
 	held map[link]string // the namespace, such as net:[4026532281]

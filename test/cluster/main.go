@@ -1,15 +1,15 @@
-// Command cluster is a Kubernetes cluster on one machine, for tests and to try: etcd, the control plane and nodes, each an
-// unmodified kubelet, gantryd and kube-proxy in namespaces and cgroups of their own. `make cluster` builds and runs it.
-// Nothing of it is on the machine's own network. It is a harness around the built programs, no part of the product and no
-// way to install a cluster.
+// Command cluster is a Kubernetes cluster on one machine, for tests and to try: etcd, the control plane and nodes,
+// each an unmodified kubelet, gantryd and kube-proxy in namespaces and cgroups of their own. `make cluster` builds and
+// runs it. Nothing of it is on the machine's own network. It is a harness around the built programs, no part of the
+// product and no way to install a cluster.
 //
 //	gantry-cluster up [-nodes 3] [-metrics]  start it in the background and wait until all nodes are ready
 //	gantry-cluster run COMMAND ...           run a command on the cluster's network, with KUBECONFIG
 //	gantry-cluster node NAME kill|start|reboot
 //	gantry-cluster down                      end it and say what it left behind, which is an error
 //
-// It is run from the top of the tree, and remembers the cluster in .work/cluster. The tests beside it (tag e2e) start one of
-// their own unless there is one.
+// It is run from the top of the tree, and remembers the cluster in .work/cluster. The tests beside it (tag e2e) start
+// one of their own unless there is one.
 package main
 
 import (

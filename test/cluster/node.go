@@ -22,8 +22,8 @@ import (
 // nodeLink is the node's own interface.
 const nodeLink = "eth0"
 
-// beNode is a node: gantryd, a kubelet and a kube-proxy, which are started again when they end. It is run in namespaces of
-// its own, with the files of the node in node.Dir.
+// beNode is a node: gantryd, a kubelet and a kube-proxy, which are started again when they end. It is run in
+// namespaces of its own, with the files of the node in node.Dir.
 func beNode(ctx context.Context) error {
 	b, err := os.ReadFile(memberFile(node.Dir()))
 	if err != nil {
@@ -96,30 +96,28 @@ func (m *member) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var proxy *exec.Cmd
-	proxyEnded := make(chan error, 1)
-	proxyEnded <- nil
-	for {
-		if !gantry.Running() {
-			if err := gantry.Start(ctx); err != nil {
-				return err
+	if err := gantry.Start(ctx); err != nil {
+		return err
+	}
+	if err := agent.Start(ctx); err != nil {
+		return err
+	}
+	// Each by itself: a kubelet that comes back does so only with gantryd.
+	go keep(ctx, gantry.Running, gantry.Start)
+	go keep(ctx, agent.Running, agent.Start)
+	keep(ctx, func() bool { return false }, m.runProxy)
+	return nil
+}
+
+// keep starts a program whenever it does not run.
+func keep(ctx context.Context, running func() bool, start func(context.Context) error) {
+	for ctx.Err() == nil {
+		if !running() {
+			if err := start(ctx); err != nil {
+				fmt.Println(err)
 			}
 		}
-		if !agent.Running() {
-			if err := agent.Start(ctx); err != nil {
-				return err
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-proxyEnded:
-			if proxy, err = m.startProxy(); err != nil {
-				return err
-			}
-			go func() { proxyEnded <- proxy.Wait() }()
-		case <-time.After(200 * time.Millisecond):
-		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
@@ -150,17 +148,19 @@ func (m *member) kubelet() (*kubelet.Kubelet, error) {
 		Kubeconfig: ca.kubeconfigFile(m.Name), Verbosity: 2,
 		Client: &http.Client{Timeout: time.Minute, Transport: &http.Transport{TLSClientConfig: config}},
 		Config: map[string]string{
-			"address":        "0.0.0.0",
-			"authentication": fmt.Sprintf("{anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: %q}}", ca.crt("ca")),
-			"authorization":  "{mode: Webhook}",
-			"readOnlyPort":   "0",
-			"tlsCertFile":    ca.crt(m.Name), "tlsPrivateKeyFile": ca.keyFile(m.Name),
+			"address": "0.0.0.0",
+			"authentication": fmt.Sprintf("{anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: %q}}",
+				ca.crt("ca")),
+			"authorization": "{mode: Webhook}",
+			"readOnlyPort":  "0",
+			"tlsCertFile":   ca.crt(m.Name), "tlsPrivateKeyFile": ca.keyFile(m.Name),
 			"nodeStatusUpdateFrequency": "5s",
 		},
 	})
 }
 
-func (m *member) startProxy() (*exec.Cmd, error) {
+// runProxy runs a kube-proxy until it ends.
+func (m *member) runProxy(ctx context.Context) error {
 	dir := filepath.Join(m.dir, "agent")
 	config := fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
@@ -173,14 +173,14 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 `, (&authority{dir: m.PKI}).kubeconfigFile("kube-proxy"), m.Name, clusterCIDR)
 	file := filepath.Join(dir, "kube-proxy.yaml")
 	if err := os.WriteFile(file, []byte(config), 0o644); err != nil {
-		return nil, err
+		return err
 	}
 	log, err := os.OpenFile(filepath.Join(dir, "kube-proxy.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(filepath.Join(m.Tools, "kube-proxy"), "--config="+file)
+	cmd := exec.CommandContext(ctx, filepath.Join(m.Tools, "kube-proxy"), "--config="+file)
 	cmd.Stdout, cmd.Stderr = log, log
-	return cmd, cmd.Start()
+	return cmd.Run()
 }

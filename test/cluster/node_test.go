@@ -117,7 +117,8 @@ func TestNodeDiesAndComesBack(t *testing.T) {
 			it.control(context.Background(), killed, "start")
 		}
 	})
-	wantEqual(t, "processes of the node", len(processesOf(t, killed, "gantryd", "gantry-keeper", "kubelet", "kube-proxy", "sleep")), 0)
+	programs := processesOf(t, killed, "gantryd", "gantry-keeper", "kubelet", "kube-proxy", "sleep")
+	wantEqual(t, "processes of the node", len(programs), 0)
 	waitNode(t, killed, "Unknown")
 	eventually(t, "pods in place of those that died", func() error {
 		if n := s.kubectl(t, "get", "deployment", "web", "-o", "jsonpath={.status.readyReplicas}"); n != "6" {

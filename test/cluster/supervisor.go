@@ -113,7 +113,8 @@ func (s *supervisor) start(ctx context.Context) error {
 		report(m.Name + " has joined")
 	}
 	if s.Metrics {
-		if _, err := s.control.Kubectl(ctx, strings.ReplaceAll(metricsManifest, "METRICS_SERVER", images.MetricsServer), "apply", "-f", "-"); err != nil {
+		manifest := strings.ReplaceAll(metricsManifest, "METRICS_SERVER", images.MetricsServer)
+		if _, err := s.control.Kubectl(ctx, manifest, "apply", "-f", "-"); err != nil {
 			return err
 		}
 	}
@@ -126,8 +127,8 @@ func (s *supervisor) start(ctx context.Context) error {
 	return nil
 }
 
-// weigh gives the cluster as much of the processors as its many processes would have without a cgroup of their own, on a
-// machine where others are busy, too.
+// weigh gives the cluster as much of the processors as its many processes would have without a cgroup of their own, on
+// a machine where others are busy, too.
 func weigh() {
 	for file, weight := range map[string]string{"cpu/cpu.shares": "16384", "cpu.weight": "1600"} {
 		os.WriteFile(filepath.Join("/sys/fs/cgroup", file), []byte(weight), 0) // only one of them exists

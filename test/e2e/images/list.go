@@ -188,8 +188,8 @@ func Kubelet(agnhost string) ([]Image, error) {
 // MetricsServer is the image of sigs.k8s.io/metrics-server.
 const MetricsServer = "registry.test/gantry/metrics-server:1"
 
-// Cluster lists the images of the tests with several nodes: Busybox, Agnhost and, if wanted, MetricsServer. The programs
-// are in the directory tools.
+// Cluster lists the images of the tests with several nodes: Busybox, Agnhost and, if wanted, MetricsServer. The
+// programs are in the directory tools.
 func Cluster(tools string, metrics bool) ([]Image, error) {
 	own, err := built(Agnhost, filepath.Join(tools, "agnhost"))
 	list := []Image{E2E()[0], own}

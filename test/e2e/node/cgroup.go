@@ -29,8 +29,8 @@ type hierarchy struct {
 	data         string // the mount data that gives this hierarchy again
 }
 
-// cgroupMounts lists the cgroup hierarchies mounted below cgroupRoot, outermost first. One that is mounted over another,
-// as in an isolated program, is listed once.
+// cgroupMounts lists the cgroup hierarchies mounted below cgroupRoot, outermost first. One that is mounted over
+// another, as in an isolated program, is listed once.
 func cgroupMounts() ([]hierarchy, error) {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {

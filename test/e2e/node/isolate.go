@@ -95,10 +95,10 @@ func runOuter() (code int, err error) {
 	return code, nil
 }
 
-// Nest makes cgroups named as the directory and returns a command, not started yet, that runs the program again with args
-// in namespaces of its own: in the program, Isolate then returns with inner true, and Dir is dir, which has to exist. It
-// may be called by an isolated program; a killed command takes all that it started with it. When it has ended, Unnest
-// removes the cgroups.
+// Nest makes cgroups named as the directory and returns a command, not started yet, that runs the program again with
+// args in namespaces of its own: in the program, Isolate then returns with inner true, and Dir is dir, which has to
+// exist. It may be called by an isolated program; a killed command takes all that it started with it. When it has
+// ended, Unnest removes the cgroups.
 func Nest(dir string, args ...string) (*exec.Cmd, error) {
 	if err := makeCgroups(filepath.Base(dir)); err != nil {
 		return nil, err
