@@ -64,12 +64,13 @@ func open(top string) (*cluster, error) {
 	return c, json.Unmarshal(b, c)
 }
 
+// alive reports whether the cluster has not ended without down, as with the machine.
+func (c *cluster) alive() bool { return syscall.Kill(c.PID, 0) == nil }
+
 // start starts a cluster and waits until it is ready. After an error nothing of it runs.
 func start(ctx context.Context, top string, o options) (*cluster, error) {
-	if old, err := open(top); err == nil {
-		if syscall.Kill(old.PID, 0) == nil {
-			return nil, fmt.Errorf("a cluster runs already, pid %d: make cluster-down ends it", old.PID)
-		}
+	if old, err := open(top); err == nil && old.alive() {
+		return nil, fmt.Errorf("a cluster runs already, pid %d: make cluster-down ends it", old.PID)
 	}
 	c := &cluster{work: workDir(top)}
 	if err := os.MkdirAll(c.work, 0o755); err != nil {

@@ -108,7 +108,7 @@ func (b belongings) names(text string) bool {
 // down ends the cluster and removes its files. The error names what is left.
 func (c *cluster) down() error {
 	b := belongingsOf(c)
-	if len(b.held) == 0 && syscall.Kill(c.PID, 0) == nil {
+	if len(b.held) == 0 && c.alive() {
 		return fmt.Errorf("process %d has nothing of a cluster", c.PID)
 	}
 	if err := syscall.Kill(c.PID, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
