@@ -6,8 +6,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/opencontainers/runc/libcontainer"
-
 	"github.com/gantry-cri/gantry/sandbox/crilog"
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 )
@@ -82,10 +80,12 @@ func (k *Keeper) hasTerminal(id string) bool {
 
 // findCgroup finds the cgroup by libcontainer's state, else by the record.
 func (k *Keeper) findCgroup(id string, r *record) cgroup {
-	if handle, err := libcontainer.Load(k.layout.libcontainer(), id); err == nil {
-		if state, err := handle.State(); err == nil {
-			return cgroup{paths: state.CgroupPaths}
-		}
+	// Not libcontainer.Load: it waits for ever for a cgroup that is half frozen, as a checkpoint that was killed leaves it.
+	var state struct {
+		CgroupPaths map[string]string `json:"cgroup_paths"`
+	}
+	if err := readJSON(k.layout.libcontainerState(id), &state); err == nil {
+		return cgroup{paths: state.CgroupPaths}
 	}
 	ref := r.cgroup()
 	if ref.path == "" {

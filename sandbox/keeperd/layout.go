@@ -30,7 +30,10 @@ type layout struct {
 	root string
 }
 
-func (l layout) libcontainer() string        { return filepath.Join(l.root, "lc") }
+func (l layout) libcontainer() string { return filepath.Join(l.root, "lc") }
+func (l layout) libcontainerState(id string) string {
+	return filepath.Join(l.libcontainer(), id, "state.json")
+}
 func (l layout) bundle(id string) string     { return filepath.Join(l.root, "c", id) }
 func (l layout) rootfs(id string) string     { return filepath.Join(l.root, "rootfs", id) }
 func (l layout) execFIFO(id string) string   { return filepath.Join(l.root, "lc", id, "exec.fifo") }
