@@ -97,12 +97,13 @@ kind: build ## what a node image of kind needs, into .work/kind: docker build ma
 
 tools: .work/bin/crictl ## build crictl and the test registry into .work/bin
 
-test: deps build tools ## everything: deps, build, unit tests with -race, end-to-end tests, critest, a kubelet (needs root)
+test: deps build tools ## everything: deps, build, unit tests with -race, end-to-end tests, critest, a kubelet, a cluster (needs root)
 	$(MAKE) --no-print-directory unit
 	$(MAKE) --no-print-directory fuzz
 	$(MAKE) --no-print-directory e2e
 	$(MAKE) --no-print-directory critest
 	$(MAKE) --no-print-directory kubelet-short
+	$(MAKE) --no-print-directory cluster-short
 
 unit: ## unit tests with the race detector
 	go test -race -tags seccomp -timeout 20m ./...
