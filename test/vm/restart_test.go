@@ -3,6 +3,7 @@
 package vm
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -103,7 +104,19 @@ func TestNodeContainersSurviveTheDaemonAndTheKeeper(t *testing.T) {
 	if _, err := installed.Runtime.StopContainer(timeout(t), &runtime.StopContainerRequest{ContainerId: c.id}); err != nil {
 		t.Error(err)
 	}
-	wantEqual(t, "exit code", c.waitExit(t).ExitCode, 137)
+	// Its parent is process 1 by now, and before 6.15 the kernel tells nobody else what a process that was reaped ended with.
+	if code := c.waitExit(t).ExitCode; code != 137 && (code != 255 || tellsExits(t)) {
+		t.Errorf("exit code: got %d, want 137", code)
+	}
+}
+
+// tellsExits reports whether the kernel tells the exit code by a pidfd after the process was reaped: 6.15 and later.
+func tellsExits(t *testing.T) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(command(t, "uname", "-r"), "%d.%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	return major > 6 || major == 6 && minor >= 15
 }
 
 // The cgroup's units go with the container, also when it fails.
