@@ -28,6 +28,9 @@ func (s *Server) ContainerStats(
 		return nil, err
 	}
 	sample := s.stats.Container(ctx, status, freshness)
+	if err := ctx.Err(); sample == nil && err != nil {
+		return nil, err
+	}
 	if sample == nil {
 		return nil, fmt.Errorf("container %s is not running: %w", status.ID, errdefs.ErrFailedPrecondition)
 	}
@@ -76,6 +79,9 @@ func (s *Server) PodSandboxStats(
 		}
 	}
 	sample := s.stats.Sandbox(ctx, status, freshness)
+	if err := ctx.Err(); sample == nil && err != nil {
+		return nil, err
+	}
 	if sample == nil {
 		return nil, fmt.Errorf("sandbox %s is not ready: %w", status.ID, errdefs.ErrFailedPrecondition)
 	}
@@ -118,7 +124,7 @@ func (s *Server) listContainerStats(ctx context.Context, filter *runtime.Contain
 	for _, status := range all {
 		list = s.appendContainerStats(ctx, list, status, stats.AnyAge)
 	}
-	return list, nil
+	return list, ctx.Err() // who gave up gets no list that lacks some
 }
 
 // appendContainerStats adds a container's statistics, unless it does not run or died just now.
@@ -149,5 +155,5 @@ func (s *Server) listSandboxStats(ctx context.Context, filter *runtime.PodSandbo
 			list = append(list, sandboxStats(status, sample, containers[status.ID]))
 		}
 	}
-	return list, nil
+	return list, ctx.Err()
 }

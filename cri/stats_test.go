@@ -1,6 +1,7 @@
 package cri
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/sandbox"
@@ -84,6 +86,23 @@ func TestContainerStatsSayWhatTheSampleSays(t *testing.T) {
 	})
 	if n.stats.maxAge != freshness {
 		t.Errorf("a sample of the age %s was taken, want at most %s", n.stats.maxAge, freshness)
+	}
+}
+
+// Who gave up is told that, and not that the container does not run.
+func TestStatsForWhoGaveUp(t *testing.T) {
+	n := listNode(t)
+	clear(n.stats.samples)
+	ctx, cancel := context.WithCancel(testContext(t))
+	cancel()
+	if _, err := n.ContainerStats(ctx, &runtime.ContainerStatsRequest{ContainerId: "ca1"}); status.Code(err) != codes.Canceled {
+		t.Errorf("container: %v", err)
+	}
+	if _, err := n.PodSandboxStats(ctx, &runtime.PodSandboxStatsRequest{PodSandboxId: "aaa1"}); status.Code(err) != codes.Canceled {
+		t.Errorf("sandbox: %v", err)
+	}
+	if _, err := n.ListContainerStats(ctx, &runtime.ListContainerStatsRequest{}); status.Code(err) != codes.Canceled {
+		t.Errorf("list: %v", err)
 	}
 }
 

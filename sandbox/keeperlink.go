@@ -66,6 +66,9 @@ func newKeeperLink(config Config) *keeperLink {
 // open joins or spawns the keeper and returns when onSync was called. After that a goroutine keeps the link up.
 func (l *keeperLink) open(ctx context.Context) error {
 	watch, err := l.join(ctx)
+	if errors.Is(err, errdefs.ErrUnavailable) {
+		watch, err = l.join(ctx) // it was about to exit when it answered
+	}
 	if err != nil {
 		return err
 	}
@@ -76,9 +79,13 @@ func (l *keeperLink) open(ctx context.Context) error {
 // close lets go of the keeper and asks it to end if nothing lives.
 func (l *keeperLink) close(ctx context.Context) error {
 	l.stop()
-	<-l.done
 	ctx, cancel := context.WithTimeout(ctx, keeperTimeout)
 	defer cancel()
+	select {
+	case <-l.done:
+	case <-ctx.Done():
+		return fmt.Errorf("end the keeper: it is being started: %w", ctx.Err())
+	}
 	err := l.client.Shutdown(ctx)
 	if err != nil && !errors.Is(err, errdefs.ErrFailedPrecondition) {
 		return fmt.Errorf("end the keeper: %w", err)

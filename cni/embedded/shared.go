@@ -19,17 +19,15 @@ const unreachableMetric = 1 << 20
 // Ensure makes what all sandboxes share, or makes sure of it now and then: the gateway's addresses, forwarding and the
 // nftables table. Call it before each Attach. Without an Attach that uses it, it costs nothing to call.
 func (n *Network) Ensure() error {
-	n.mu.Lock()
-	fresh := !n.changed && time.Since(n.ensured) < ensureEvery
-	n.mu.Unlock()
-	if fresh || !n.config.Enabled {
+	if fresh, _ := n.fresh(); fresh || !n.config.Enabled {
 		return nil
 	}
 	n.ensuring.Lock()
 	defer n.ensuring.Unlock()
-	n.mu.Lock()
-	ranges := slices.Clone(n.ranges)
-	n.mu.Unlock()
+	fresh, ranges := n.fresh()
+	if fresh {
+		return nil // who had the lock before made it
+	}
 	if err := n.own(); err != nil {
 		return err
 	}
@@ -52,6 +50,13 @@ func (n *Network) Ensure() error {
 	n.ensured = time.Now()
 	n.mu.Unlock()
 	return nil
+}
+
+// fresh reports whether what is shared was made sure of just now, and returns the ranges.
+func (n *Network) fresh() (bool, []netip.Prefix) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return !n.changed && time.Since(n.ensured) < ensureEvery, slices.Clone(n.ranges)
 }
 
 // ensureBridge finds or makes the interface with the gateway's addresses.

@@ -236,6 +236,10 @@ func (k *Keeper) tellLocked(event keeper.WatchEvent) {
 func (k *Keeper) handleWatch(ctx context.Context, call *keeper.Call) error {
 	w := &watcher{events: make(chan keeper.WatchEvent, watchQueue), overflow: make(chan struct{})}
 	k.mu.Lock()
+	if k.closing {
+		k.mu.Unlock()
+		return keeper.Errorf(keeper.KindLeaving, "the keeper is shutting down")
+	}
 	// At one moment: every exit is either not live now or told later.
 	k.watchers[w] = struct{}{}
 	k.leaving = false // whoever asked for it, this daemon counts on the keeper

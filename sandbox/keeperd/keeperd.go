@@ -233,7 +233,7 @@ func (k *Keeper) enter(c *container) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closing {
-		return keeper.Errorf(keeper.KindState, "the keeper is shutting down")
+		return keeper.Errorf(keeper.KindLeaving, "the keeper is shutting down")
 	}
 	if k.containers[c.id] != nil {
 		return keeper.Errorf(keeper.KindState, "container %s exists", c.id)

@@ -190,13 +190,14 @@ func (p *pump) rest(last time.Duration, over bool) time.Duration {
 // step moves what is in the FIFO. moved is false when there is nothing new; end is true when all of it is logged and no
 // writer is left.
 func (p *pump) step(fd int) (moved, end bool) {
-	count, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
+	count, hup, err := pending(fd)
 	if err != nil {
 		return false, true
 	}
-	hup := hungUp(fd)
 	if p.hot && count < pipeSize/2 && !hup && !p.stopping.Load() {
-		count, hup = p.gather(fd)
+		if count, hup, err = p.gather(fd); err != nil {
+			return false, true
+		}
 	}
 	if count == 0 {
 		p.tail, p.hot = 0, false
@@ -232,10 +233,17 @@ func (p *pump) step(fd int) (moved, end bool) {
 
 // gather waits for more and returns how much there is then. It holds a thread: a timer of Go's takes a millisecond or
 // more, in which a fast writer fills the FIFO and stands still.
-func (p *pump) gather(fd int) (count int, hup bool) {
+func (p *pump) gather(fd int) (count int, hup bool, err error) {
 	_ = unix.Nanosleep(&unix.Timespec{Nsec: int64(gatherFor)}, nil)
-	count, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
-	return count, err != nil || hungUp(fd)
+	return pending(fd)
+}
+
+// pending returns how much is in the FIFO and whether no writer is left. It asks for the second first: then the count is
+// final, and a writer that writes and ends in between is not taken for one that wrote nothing.
+func pending(fd int) (count int, hup bool, err error) {
+	hup = hungUp(fd)
+	count, err = unix.IoctlGetInt(fd, unix.TIOCINQ)
+	return count, hup, err
 }
 
 func (p *pump) append(data []byte, final bool) int {

@@ -75,6 +75,9 @@ func makeInThread(dir string, opts Options) error {
 	if flags == 0 {
 		return nil
 	}
+	if opts.User != nil {
+		defer opts.User.release()
+	}
 	if err := opts.enterNew(kinds, flags); err != nil {
 		return err
 	}
@@ -93,8 +96,10 @@ func makeInThread(dir string, opts Options) error {
 func (o *Options) pin(dir string, kinds map[string]int) error {
 	trees := map[string]pins.Tree{}
 	defer func() {
-		for _, tree := range trees {
-			tree.Close()
+		for kind, tree := range trees {
+			if kind != Userns { // which is o.User's
+				tree.Close()
+			}
 		}
 	}()
 	for kind := range kinds {

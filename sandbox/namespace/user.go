@@ -29,7 +29,8 @@ type User struct {
 	Holder string
 	Env    []string
 
-	tree pins.Tree // of the namespace, once it is made
+	tree pins.Tree // of the namespace, while held
+	held bool
 }
 
 func (m IDMap) sys() []syscall.SysProcIDMap {
@@ -72,6 +73,7 @@ func (u *User) enterNew(kinds map[string]int, flags int) error {
 	if u.tree, err = pins.Clone(proc + Userns); err != nil {
 		return err
 	}
+	u.held = true
 	for kind, flag := range kinds {
 		fd, err := unix.Open(proc+kind, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		if err == nil {
@@ -83,6 +85,14 @@ func (u *User) enterNew(kinds map[string]int, flags int) error {
 		}
 	}
 	return nil
+}
+
+// release lets go of the namespace; where it is pinned it stays.
+func (u *User) release() {
+	if u.held {
+		u.tree.Close()
+		u.held = false
+	}
 }
 
 // asRoot calls f with the effective user that is root in the namespace: since 5.19 the kernel lets only that one set the

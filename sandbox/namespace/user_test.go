@@ -99,6 +99,38 @@ func TestUserNamespaceThatCannotBeMade(t *testing.T) {
 	}
 }
 
+// A pod's author chooses the sysctls, and the kubelet tries again and again.
+func TestUserNamespaceThatFailsIsNotHeld(t *testing.T) {
+	parent := newDir(t)
+	attempt := func() {
+		dir := filepath.Join(parent, "s")
+		opts := Options{Net: true, User: newUser(t), Sysctls: map[string]string{"net.no_such_thing": "1"}}
+		if err := Make(dir, opts); err == nil {
+			t.Error("a sysctl that does not exist was set")
+		}
+		if err := Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounts := func() (n int) {
+		entries, _ := os.ReadDir("/proc/self/fd")
+		for _, e := range entries {
+			if target, _ := os.Readlink("/proc/self/fd/" + e.Name()); strings.Contains(target, "user:[") {
+				n++
+			}
+		}
+		return n
+	}
+	attempt()
+	before := mounts()
+	for range 5 {
+		attempt()
+	}
+	if after := mounts(); after > before {
+		t.Errorf("%d user namespaces are held, %d before", after, before)
+	}
+}
+
 func TestProbeLeavesNothing(t *testing.T) {
 	newDir(t) // for root
 	dir := t.TempDir()

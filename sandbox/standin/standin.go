@@ -8,8 +8,6 @@ package standin
 
 import (
 	"context"
-	"errors"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -164,7 +162,7 @@ func (s *Standins) want(id string) int {
 }
 
 func (s *Standins) make(id string, pid int) bool {
-	if err := os.Mkdir(filepath.Join(s.dir, id), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.MkdirAll(filepath.Join(s.dir, id), 0o755); err != nil { // all: another daemon may have removed the directory
 		klog.ErrorS(err, "Making the cgroup by which cAdvisor finds a pod's network failed", "sandbox", id)
 		return false
 	}

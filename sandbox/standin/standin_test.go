@@ -166,6 +166,26 @@ func TestSandboxHasACgroupWhileSomethingRuns(t *testing.T) {
 	}
 }
 
+// A daemon that makes none removes the directory when it finds it empty, whose ever it is.
+func TestDirectoryThatAnotherDaemonRemovedIsMadeAgain(t *testing.T) {
+	f, dir := newSource(), filepath.Join(t.TempDir(), "sandboxes")
+	open(t, f, dir)
+	wantNames(t, dir)
+	Discard(newSource(), dir)
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Fatalf("the directory: %v", err)
+	}
+	f.set("one", 10, nil)
+	f.tell("one")
+	for range 1000 {
+		if _, err := os.Stat(dir); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	wantNames(t, dir, "one")
+}
+
 func TestCgroupIsMadeAnewForAnotherProcess(t *testing.T) {
 	f, dir := newSource(), filepath.Join(t.TempDir(), "sandboxes")
 	f.set("one", 10, nil)

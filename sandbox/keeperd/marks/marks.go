@@ -41,13 +41,17 @@ type Area struct{ file *os.File }
 
 // Open makes an area with the descriptor FD, for every process that this one executes as "init".
 func Open() (*Area, error) {
-	fd, err := unix.MemfdCreate(C.MARKS_NAME, unix.MFD_CLOEXEC)
+	fd, err := unix.MemfdCreate(C.MARKS_NAME, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
 	if err != nil {
 		return nil, fmt.Errorf("make memory for marks: %w", err)
 	}
 	defer unix.Close(fd)
 	if err := unix.Ftruncate(fd, C.MARKS_SIZE); err != nil {
 		return nil, fmt.Errorf("make memory for marks: %w", err)
+	}
+	// Whoever gets hold of it must not shrink it below an init that has it mapped.
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
+		return nil, fmt.Errorf("seal memory for marks: %w", err)
 	}
 	if _, err := unix.FcntlInt(FD, unix.F_GETFD, 0); err == nil {
 		return nil, fmt.Errorf("keep marks: descriptor %d is in use", FD)
