@@ -254,21 +254,22 @@ func TestNodeOfCgroupV1(t *testing.T) {
 	p := probeOf(t, map[string]string{
 		"proc/self/mountinfo": "33 31 0:30 / ROOT/mem rw - cgroup cgroup rw,memory\n" +
 			"34 31 0:31 / /h rw - cgroup cgroup rw,hugetlb\n",
-		"sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages":    "0",
-		"sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages": "0",
-		"sys/kernel/mm/hugepages/hugepages-64kB/nr_hugepages":      "0",
-		"mem/memory.memsw.limit_in_bytes":                          "1",
-		"sys/fs/cgroup/memory/tasks":                               "",
-		"proc/self/oom_score_adj":                                  "-5\n",
-		"proc/self/status":                                         "Name:\tx\nSeccomp:\t0\n",
-		"sys/module/apparmor/parameters/enabled":                   "Y\n",
+		"sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages":     "0",
+		"sys/kernel/mm/hugepages/hugepages-1048576kB/nr_hugepages":  "0",
+		"sys/kernel/mm/hugepages/hugepages-64kB/nr_hugepages":       "0",
+		"sys/kernel/mm/hugepages/hugepages-16777216kB/nr_hugepages": "0",
+		"mem/memory.memsw.limit_in_bytes":                           "1",
+		"sys/fs/cgroup/memory/tasks":                                "",
+		"proc/self/oom_score_adj":                                   "-5\n",
+		"proc/self/status":                                          "Name:\tx\nSeccomp:\t0\n",
+		"sys/module/apparmor/parameters/enabled":                    "Y\n",
 	})
 	node, err := p.facts()
 	if err != nil {
 		t.Fatal(err)
 	}
 	slices.Sort(node.HugePageSizes)
-	if want := []string{"1GB", "2MB", "64KB"}; !slices.Equal(node.HugePageSizes, want) {
+	if want := []string{"16GB", "1GB", "2MB", "64KB"}; !slices.Equal(node.HugePageSizes, want) {
 		t.Errorf("got huge pages %v, want %v", node.HugePageSizes, want)
 	}
 	if node.CgroupV2 || !node.SwapAccounting || !node.Seccomp || !node.AppArmor || node.SELinux {

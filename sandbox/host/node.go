@@ -105,7 +105,13 @@ func (p nodeProbe) hugePageSizes(v2 bool) ([]string, error) {
 	if ok, err := p.hasController("hugetlb", v2); err != nil || !ok {
 		return nil, err
 	}
-	entries, err := os.ReadDir(p.sys + "/kernel/mm/hugepages")
+	return HugePageSizes(p.sys)
+}
+
+// HugePageSizes lists the sizes of huge pages that the kernel has, as the names of cgroup files have them (the kernel's
+// mm/hugetlb_cgroup.c, mem_fmt): "2MB", "1GB". sys is where sysfs is mounted.
+func HugePageSizes(sys string) ([]string, error) {
+	entries, err := os.ReadDir(sys + "/kernel/mm/hugepages")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}

@@ -63,7 +63,7 @@ func Connect(ctx context.Context, stateDir, build string) (*Client, HelloReply, 
 //
 // Errors: text that says that the binary is missing or not executable, or the last lines that it printed.
 func Spawn(ctx context.Context, binary, stateDir, logPath string) error {
-	ctx, cancel := deadline(context.WithoutCancel(ctx), untilDeadline(ctx))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), untilDeadline(ctx))
 	defer cancel()
 	binary, err := filepath.Abs(binary)
 	if err != nil {

@@ -130,7 +130,7 @@ func TestFloodIsLoggedWhole(t *testing.T) {
 
 // TestUnterminatedOutputDoesNotBlock fills the FIFO without ever ending a line.
 func TestUnterminatedOutputDoesNotBlock(t *testing.T) {
-	c := newNode(t).run(nil, "sh", "-c", "yes x | tr -d '\\n' | dd bs=3001 count=200 iflag=fullblock; printf end")
+	c := newNode(t).run(nil, "sh", "-c", "yes x | tr -d '\\n' | dd bs=3001 count=200 iflag=fullblock 2>/dev/null; printf end")
 	if s := c.wait(); s.ExitCode != 0 {
 		t.Errorf("status %+v", s)
 	}

@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/host"
 )
 
 // cgroups knows where the cgroup hierarchies are.
@@ -35,7 +36,7 @@ func openCgroups(root string) *cgroups {
 		c.pressure = beside
 	}
 	if c.unified || exists(filepath.Join(root, "hugetlb")) {
-		c.sizes = hugePageSizes()
+		c.sizes, _ = host.HugePageSizes("/sys") // best effort: without them there are no figures of huge pages
 	}
 	return c
 }
@@ -132,23 +133,6 @@ func (c *cgroups) device(major, minor uint64) string {
 	c.devices[key] = name
 	c.mu.Unlock()
 	return name
-}
-
-// hugePageSizes gives the sizes as the names of cgroup files have them (mm/hugetlb_cgroup.c, mem_fmt).
-func hugePageSizes() []string {
-	entries, err := os.ReadDir("/sys/kernel/mm/hugepages")
-	if err != nil {
-		return nil
-	}
-	var sizes []string
-	for _, e := range entries {
-		text, isSize := strings.CutPrefix(e.Name(), "hugepages-")
-		kilobytes, ok := number([]byte(strings.TrimSuffix(text, "kB")))
-		if isSize && ok {
-			sizes = append(sizes, hugePageSize(kilobytes))
-		}
-	}
-	return sizes
 }
 
 func exists(path string) bool {

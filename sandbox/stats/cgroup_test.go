@@ -219,11 +219,6 @@ func TestNumbers(t *testing.T) {
 			t.Errorf("%s is %d (%t), want %d", text, got, ok, want)
 		}
 	}
-	for kilobytes, want := range map[uint64]string{64: "64KB", 2048: "2MB", 1 << 20: "1GB", 16 << 20: "16GB"} {
-		if got := hugePageSize(kilobytes); got != want {
-			t.Errorf("%d KB is %s, want %s", kilobytes, got, want)
-		}
-	}
 }
 
 func TestLargeFilesAreReadWhole(t *testing.T) {

@@ -3,7 +3,6 @@ package stats
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 )
 
@@ -19,15 +18,4 @@ func deviceName(major, minor uint64) string {
 		}
 	}
 	return ""
-}
-
-// hugePageSize names a size as the files of the hugetlb controller do: "2MB", "1GB".
-func hugePageSize(kilobytes uint64) string {
-	switch {
-	case kilobytes >= 1<<20:
-		return strconv.FormatUint(kilobytes>>20, 10) + "GB"
-	case kilobytes >= 1<<10:
-		return strconv.FormatUint(kilobytes>>10, 10) + "MB"
-	}
-	return strconv.FormatUint(kilobytes, 10) + "KB"
 }

@@ -110,7 +110,7 @@ func (r *Report) svg(w io.Writer, keys []string) error {
 			value := median(row.Values[t])
 			g.Bars = append(g.Bars, bar{
 				Label: t, Value: number(value), X: 120, Y: y, Width: max(1, 540*value/most),
-				Color: colors[(len(colors)-len(r.Targets)+i+len(colors))%len(colors)],
+				Color: colors[max(0, len(colors)-len(r.Targets)+i)],
 			})
 		}
 		groups = append(groups, g)

@@ -431,6 +431,33 @@ func hasCapability(c uintptr) bool {
 	return err == nil && has == 1
 }
 
+// carryOver checkpoints the pod of a container that counts, and restores it in a new pod, where the count has to go on.
+func (p *pod) carryOver(t *testing.T, c *container) *container {
+	t.Helper()
+	c.waitLog(t, "5")
+	dir := t.TempDir()
+	if err := p.checkpoint(t, dir, c); err != nil {
+		t.Fatal(err)
+	}
+	c.counts(t)
+	if err := c.stop(t, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, restored, err := p.restore(t, dir, []*container{c}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := restored[0].start(t); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the log has lines", func() bool { return len(readLog(t, restored[0].logPath)) > 0 })
+	restored[0].counts(t)
+	if first := restored[0].numbers(t)[0]; first < 5 {
+		t.Errorf("the counter began anew, at %d", first)
+	}
+	return restored[0]
+}
+
 // TestRestoredContainersOfManyKinds restores what differs in namespaces, mounts, users and rights.
 func TestRestoredContainersOfManyKinds(t *testing.T) {
 	needCRIU(t)
@@ -497,28 +524,8 @@ func TestRestoredContainersOfManyKinds(t *testing.T) {
 					test.container(c)
 				}
 			})
-			c.waitLog(t, "5")
-			dir := t.TempDir()
-			if err := p.checkpoint(t, dir, c); err != nil {
-				t.Fatal(err)
-			}
-			c.counts(t)
-			if err := c.stop(t, 0); err != nil {
-				t.Fatal(err)
-			}
-			_, restored, err := p.restore(t, dir, []*container{c}, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := restored[0].start(t); err != nil {
-				t.Fatal(err)
-			}
-			eventually(t, "the log has lines", func() bool { return len(readLog(t, restored[0].logPath)) > 0 })
-			restored[0].counts(t)
-			if first := restored[0].numbers(t)[0]; first < 5 {
-				t.Errorf("the counter began anew, at %d", first)
-			}
-			wantEqual(t, "what an exec sees", restored[0].exec(t, test.check), "ok")
+			restored := p.carryOver(t, c)
+			wantEqual(t, "what an exec sees", restored.exec(t, test.check), "ok")
 		})
 	}
 }
@@ -528,26 +535,6 @@ func TestRestoreOnTheUnifiedHierarchy(t *testing.T) {
 	n := unifiedNode(t)
 	p := runPodOn(t, n, podConfig(t, n, ""))
 	c := p.start(t, "counter", counterScript)
-	c.waitLog(t, "5")
-	dir := t.TempDir()
-	if err := p.checkpoint(t, dir, c); err != nil {
-		t.Fatal(err)
-	}
-	c.counts(t)
-	if err := c.stop(t, 0); err != nil {
-		t.Fatal(err)
-	}
-	_, restored, err := p.restore(t, dir, []*container{c}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := restored[0].start(t); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the log has lines", func() bool { return len(readLog(t, restored[0].logPath)) > 0 })
-	restored[0].counts(t)
-	if first := restored[0].numbers(t)[0]; first < 5 {
-		t.Errorf("the counter began anew, at %d", first)
-	}
-	wantEqual(t, "cgroup that an exec sees", restored[0].exec(t, "grep ^0 /proc/1/cgroup; cat /sys/fs/cgroup/cgroup.type"), "0::/\ndomain")
+	restored := p.carryOver(t, c)
+	wantEqual(t, "cgroup that an exec sees", restored.exec(t, "grep ^0 /proc/1/cgroup; cat /sys/fs/cgroup/cgroup.type"), "0::/\ndomain")
 }

@@ -294,8 +294,21 @@ func (t Tree) Close() {
 	}
 }
 
+// cloneMount is Clone of a path that has to be the root of a mount, where the kernel can tell (5.8 and later).
+func cloneMount(path string) (Tree, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
+		return Tree{-1}, fmt.Errorf("look at pin %s: %w", path, err)
+	}
+	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return Tree{-1}, fmt.Errorf("nothing is mounted at the pin %s", path)
+	}
+	return Clone(path)
+}
+
 // Borrow opens a view and clones the mounts at the paths shared, which are below the directory, from the calling thread,
-// which must be locked for good; it comes back to its own mount namespace. Of paths in the node's table it clones those.
+// which must be locked for good; it comes back to its own mount namespace. A path at which nothing is mounted is an error: a
+// container would get a directory of its own where it is to share one.
 func Borrow(dir string, shared []string) (v *View, trees []Tree, err error) {
 	home, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -307,7 +320,7 @@ func Borrow(dir string, shared []string) (v *View, trees []Tree, err error) {
 	for _, path := range shared {
 		var t Tree
 		if err == nil {
-			t, err = Clone(strings.TrimPrefix(path, dir))
+			t, err = cloneMount(strings.TrimPrefix(path, dir))
 		}
 		if err == nil {
 			trees = append(trees, t)

@@ -201,6 +201,26 @@ func TestBorrowedMountsAreTheSame(t *testing.T) {
 	}
 }
 
+// A container must not get a directory of its own for one that it is to share.
+func TestBorrowOfWhatIsNotMounted(t *testing.T) {
+	dir := newDir(t)
+	path := filepath.Join(dir, "s/shm")
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	err := thread(func() error {
+		view, trees, err := Borrow(dir, []string{path})
+		if err == nil {
+			trees[0].Close()
+			view.Close()
+		}
+		return err
+	})
+	if err == nil || !strings.Contains(err.Error(), "nothing is mounted at the pin /s/shm") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestAliveIsFalseForTheFileThatARebootLeaves(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "net")
 	if err := os.WriteFile(path, nil, 0o400); err != nil {
