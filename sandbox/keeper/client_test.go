@@ -132,20 +132,6 @@ func TestSpawnTellsWhy(t *testing.T) {
 	}
 }
 
-// A daemon that is told to end while it spawns must not kill the keeper half way.
-func TestSpawnIsNotCancelled(t *testing.T) {
-	dir := t.TempDir()
-	slow := filepath.Join(dir, "slow")
-	if err := os.WriteFile(slow, []byte("#!/bin/sh\nsleep 0.2\necho ready >&3\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := Spawn(ctx, slow, filepath.Join(dir, "state"), filepath.Join(dir, "log")); err != nil {
-		t.Error(err)
-	}
-}
-
 func TestStatusRoundTrip(t *testing.T) {
 	dir := t.TempDir()
 	if _, err := ReadStatus(dir); !os.IsNotExist(err) {

@@ -15,8 +15,10 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// spawnTimeout bounds Spawn and Connect where the caller's context does not.
-const spawnTimeout = 15 * time.Second
+// SpawnTimeout bounds Spawn whatever the caller's context says, and Connect where that has no deadline. A daemon that is
+// told to end waits for a keeper that it spawns, so systemd must wait for longer: TimeoutStopSec of the units is more than
+// this and what the daemon then takes to close.
+const SpawnTimeout = 30 * time.Second
 
 // VersionError says that the keeper that runs speaks another protocol. Its containers are alive and well: let a daemon
 // of its version drain the node, or stop them.
@@ -41,7 +43,7 @@ func (e *VersionError) Is(target error) bool { return target == errdefs.ErrFaile
 // Connect says hello to the keeper below stateDir. Another build is fine and told by the reply; another protocol is a
 // *VersionError. No keeper is errdefs.ErrUnavailable.
 func Connect(ctx context.Context, stateDir, build string) (*Client, HelloReply, error) {
-	ctx, cancel := deadline(ctx, spawnTimeout)
+	ctx, cancel := deadline(ctx, SpawnTimeout)
 	defer cancel()
 	c := New(stateDir)
 	reply, err := c.Hello(ctx, build)
@@ -58,11 +60,15 @@ func Connect(ctx context.Context, stateDir, build string) (*Client, HelloReply, 
 
 // Spawn starts the keeper binary for stateDir in a session of its own and returns when it answers. What the keeper
 // prints is appended to logPath: never a pipe, whose end would die with this process. The keeper outlives this process.
-// Of ctx only the deadline counts: a keeper that is killed half way leaves its mount and its cgroup, so a daemon that is
-// told to end waits until it has answered.
+// Once it has begun only the deadline of ctx counts: a keeper that is killed half way leaves its mount and its cgroup, so a
+// daemon that is told to end waits until it has answered, for SpawnTimeout at most.
 //
-// Errors: text that says that the binary is missing or not executable, or the last lines that it printed.
+// Errors: text that says that the binary is missing or not executable, or the last lines that it printed; ctx's when that
+// has ended before.
 func Spawn(ctx context.Context, binary, stateDir, logPath string) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("spawn keeper: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), untilDeadline(ctx))
 	defer cancel()
 	binary, err := filepath.Abs(binary)
@@ -114,12 +120,12 @@ func Spawn(ctx context.Context, binary, stateDir, logPath string) error {
 	return nil
 }
 
-// untilDeadline returns how long ctx has, spawnTimeout if it has no deadline.
+// untilDeadline returns how long ctx has, but no more than SpawnTimeout.
 func untilDeadline(ctx context.Context) time.Duration {
 	if at, ok := ctx.Deadline(); ok {
-		return time.Until(at)
+		return min(time.Until(at), SpawnTimeout)
 	}
-	return spawnTimeout
+	return SpawnTimeout
 }
 
 // awaitReady returns nil when the keeper said that it listens, an error when the pipe ended without that.
