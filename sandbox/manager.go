@@ -133,10 +133,20 @@ func Open(ctx context.Context, config Config) (*Manager, error) {
 // Close lets go of the keeper, which goes on as long as a container lives; else it ends too.
 func (m *Manager) Close(ctx context.Context) error {
 	err := m.keeper.close(ctx)
+	m.withdraw()
 	m.pins.Close()
 	pins.Close(m.pinsDir())
 	m.leaveCgroupParent()
 	return err
+}
+
+// withdraw takes back what leads through this process in /run/netns: the next daemon announces it anew.
+func (m *Manager) withdraw() {
+	for _, s := range m.Sandboxes() {
+		if s.NetNS != "" && s.NetNS != filepath.Join(m.pinDir(s.ID), namespace.Net) {
+			namespace.Withdraw(s.ID)
+		}
+	}
 }
 
 // Sandbox returns the status of a sandbox.

@@ -44,6 +44,29 @@ func TestRunGivesAReadySandbox(t *testing.T) {
 	}
 }
 
+// TestAnnouncedNamespacesCanBeEntered closes the daemon: what it leaves in /run/netns leads somewhere without it, or is gone.
+func TestAnnouncedNamespacesCanBeEntered(t *testing.T) {
+	for _, plugins := range []bool{false, true} {
+		r := newRig(t)
+		r.config.Plugins = plugins
+		r.restart()
+		id := r.run("a")
+		link := "/run/netns/gantry-" + id[:12]
+		r.close()
+		_, err := os.Lstat(link)
+		if plugins && !pins.Alive(link) {
+			t.Errorf("a network made by plugins cannot be entered while no daemon runs: %v", err)
+		}
+		if !plugins && !os.IsNotExist(err) {
+			t.Errorf("the link of a namespace that only the daemon could show is still there: %v", err)
+		}
+		r.open()
+		if !pins.Alive(link) {
+			t.Errorf("with plugins %v the next daemon does not announce the namespace", plugins)
+		}
+	}
+}
+
 func TestTheSameRunTwiceAtOnceGivesOneSandbox(t *testing.T) {
 	r := newRig(t)
 	r.network.block = make(chan struct{})
