@@ -140,12 +140,9 @@ func New(config Config) (*Network, error) {
 // Close ends what goes on in the background, and lets another process own the network. Attachments stay as they are.
 func (n *Network) Close() {
 	n.hangUp()
+	n.disown()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.owner != nil {
-		_ = n.owner.Close()
-		n.owner = nil
-	}
 	for _, timer := range n.leftover {
 		timer.Stop()
 	}

@@ -6,12 +6,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -309,28 +310,45 @@ func TestADaemonSweepsWhatIsItsOwn(t *testing.T) {
 	must(t, first.Detach(t.Context(), a))
 }
 
-// What a sandbox on the host's network can take does not keep the daemon from its network, nor does a network of the
-// same name in another namespace.
-func TestOnlyRootOfTheNodeOwnsANetwork(t *testing.T) {
+// TestANetworkIsOwnedInItsNamespace: who else sees which files does not matter, nor does a flushed firewall.
+func TestANetworkIsOwnedInItsNamespace(t *testing.T) {
 	needsRoot(t)
-	config := testConfig(t)
-	name := &net.UnixAddr{Name: "@gantry-embedded-network/" + config.Bridge, Net: "unix"}
-	socket, err := net.ListenUnix("unix", name)
-	must(t, err)
-	defer socket.Close()
-	elsewhere, err := New(testConfig(t))
-	must(t, err)
-	defer elsewhere.Close()
-	inNetNS(t, newNetNS(t), elsewhere.own)
-	n, err := New(config)
-	must(t, err)
-	defer n.Close()
-	must(t, n.own())
-	info, err := os.Stat(ownDir)
-	must(t, err)
-	if info.Mode() != os.ModeDir|0o700 {
-		t.Errorf("%s has mode %v, want root's alone", ownDir, info.Mode())
+	networks := make([]*Network, 3)
+	for i := range networks {
+		n, err := New(testConfig(t))
+		must(t, err)
+		defer n.Close()
+		networks[i] = n
 	}
+	owner, elsewhere, other := networks[0], networks[1], networks[2]
+	must(t, owner.own())
+	inNetNS(t, newNetNS(t), elsewhere.own) // a network of the same name, and other links
+	must(t, elsewhere.transact(func(conn *nftables.Conn) error { conn.FlushRuleset(); return nil }))
+	if err := withOtherRun(other.own); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("own with another /run = %v", err)
+	}
+	owner.Close()
+	must(t, withOtherRun(other.own))
+}
+
+// withOtherRun calls do in a mount namespace with a /run of its own.
+func withOtherRun(do func() error) error {
+	errs := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends in the new namespace
+		err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS)
+		if err == nil {
+			err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		}
+		if err == nil {
+			err = unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+		}
+		if err == nil {
+			err = do()
+		}
+		errs <- err
+	}()
+	return <-errs
 }
 
 // TestMoreSandboxesThanABridgeHasPorts is about the limit of 1,023.

@@ -18,16 +18,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain runs the tests in a process with networks and mounts of its own, so that the node's stay as they are.
+// TestMain runs the tests in a process with networks of its own, so that the node's stay as they are.
 func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 {
 		os.Exit(m.Run())
 	}
 	if os.Getenv("GANTRY_TEST_INNER") != "" {
-		if err := ownMounts(); err != nil {
-			fmt.Fprintln(os.Stderr, "give the test mounts of its own:", err)
-			os.Exit(1)
-		}
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -42,14 +38,6 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(0)
-}
-
-// ownMounts gives the process a /run of its own, in which the locks of networks are.
-func ownMounts() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return err
-	}
-	return unix.Mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
 }
 
 // The main thread, unlike others, does not end with the goroutine that is locked to it, and would keep a namespace

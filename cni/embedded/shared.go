@@ -191,7 +191,7 @@ func (n *Network) Leftovers() ([]string, error) {
 	} else if !errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil, fmt.Errorf("find bridge %s: %w", n.config.Bridge, err)
 	}
-	exists, err := n.tableExists()
+	exists, err := n.tableExists(n.config.Bridge)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +201,8 @@ func (n *Network) Leftovers() ([]string, error) {
 	return found, nil
 }
 
-// Remove takes away what Ensure made, but for the forwarding. Preconditions: no sandbox is attached.
+// Remove takes away what Ensure made, but for the forwarding, and lets another process own the network. Preconditions:
+// no sandbox is attached.
 func (n *Network) Remove() error {
 	n.mu.Lock()
 	ranges := slices.Clone(n.ranges)
@@ -210,6 +211,7 @@ func (n *Network) Remove() error {
 	if err := n.own(); err != nil {
 		return err
 	}
+	defer n.disown()
 	errs := []error{n.Sweep()}
 	for _, r := range ranges {
 		if err := netlink.RouteDel(unreachable(r)); err != nil && !errors.Is(err, unix.ESRCH) {

@@ -64,10 +64,10 @@ func (n *Network) masqueradeTable() *nftables.Table {
 	return &nftables.Table{Name: n.config.Bridge, Family: nftables.TableFamilyIPv4}
 }
 
-func (n *Network) tableExists() (exists bool, err error) {
+func (n *Network) tableExists(name string) (exists bool, err error) {
 	err = n.transact(func(conn *nftables.Conn) error {
 		tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-		exists = slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == n.config.Bridge })
+		exists = slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name })
 		return err
 	})
 	return exists, err
@@ -79,7 +79,7 @@ func (n *Network) ensureTable() error {
 	changed := n.changed
 	n.mu.Unlock()
 	if !changed {
-		if exists, err := n.tableExists(); exists || err != nil {
+		if exists, err := n.tableExists(n.config.Bridge); exists || err != nil {
 			return err
 		}
 	}
