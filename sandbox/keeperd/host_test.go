@@ -22,7 +22,7 @@ func TestPokeMovesToTheOwnCgroupAndEnds(t *testing.T) {
 	for range 3 {
 		h.poke()
 	}
-	end := time.Now().Add(20 * pokeFor)
+	end := time.Now().Add(60 * pokeFor)
 	for h.pokeUntil.Load() != 0 && time.Now().Before(end) {
 		time.Sleep(pokeInterval)
 	}

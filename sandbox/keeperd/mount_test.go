@@ -35,7 +35,8 @@ func TestManyLayers(t *testing.T) {
 	if s := c.wait(); s.ExitCode != 0 {
 		t.Errorf("status %+v", s)
 	}
-	if b, _ := os.ReadFile(c.LogPath); !strings.HasSuffix(string(b), " stdout P xx\n") {
+	// One record, or two where the keeper found time for the first: the files are written one after the other.
+	if b := c.records(); c.output("stdout") != "xx" || !strings.HasSuffix(string(b), "x\n") {
 		t.Errorf("log %q", b)
 	}
 }
@@ -134,33 +135,61 @@ func TestUnterminatedOutputDoesNotBlock(t *testing.T) {
 	if s := c.wait(); s.ExitCode != 0 {
 		t.Errorf("status %+v", s)
 	}
-	if b, _ := os.ReadFile(c.LogPath); !strings.HasSuffix(string(b), "xend\n") {
-		t.Errorf("log ends with %q", b[max(0, len(b)-60):])
+	// What is printed last may be a record of its own.
+	got := c.output("stdout")
+	if !strings.HasSuffix(got, "xend") {
+		t.Errorf("output ends with %q", got[max(0, len(got)-60):])
 	}
-	if got := len(c.output("stdout")); got != 200*3001+3 {
-		t.Errorf("%d bytes", got)
+	if len(got) != 200*3001+3 {
+		t.Errorf("%d bytes", len(got))
 	}
 }
 
+// TestLineInPiecesIsOneRecord writes such lines until one is a record. On a busy machine the pieces may come so long after
+// each other that the first is logged as what it is then: an unterminated line.
 func TestLineInPiecesIsOneRecord(t *testing.T) {
-	c := newNode(t).run(nil, "sh", "-c", "printf one; printf ' '; sleep 0.01; echo line; printf prompt; sleep 1000")
-	c.eventually("the prompt is logged", func() bool { return c.output("stdout") == "one line\nprompt" })
-	b, _ := os.ReadFile(c.LogPath)
-	if !strings.Contains(string(b), " F one line\n") || !strings.HasSuffix(string(b), " P prompt\n") {
+	const most = 100
+	c := newNode(t).run(withStdin, "sh", "-c", "while read x; do printf one; printf ' '; sleep 0.01; echo line; done")
+	cl := c.attach(keeper.AttachRequest{Stdin: true}, false)
+	whole, lines := 0, 0
+	for whole == 0 && lines < most {
+		lines++
+		_, _ = cl.Input.WriteString("\n")
+		c.eventually("the line is logged", func() bool { return c.output("stdout") == strings.Repeat("one line\n", lines) })
+		whole = strings.Count(string(c.records()), " F one line\n")
+	}
+	if whole == 0 {
+		t.Errorf("of %d lines none is one record: %q", lines, c.records())
+	}
+}
+
+// TestPromptIsLoggedAsAnUnterminatedLine has a line that does not end while the container lives.
+func TestPromptIsLoggedAsAnUnterminatedLine(t *testing.T) {
+	c := newNode(t).run(nil, "sh", "-c", "printf prompt; sleep 1000")
+	c.eventually("the prompt is logged", func() bool { return c.output("stdout") == "prompt" })
+	if b := c.records(); !strings.HasSuffix(string(b), " P prompt\n") {
 		t.Errorf("log %q", b)
 	}
 }
 
-// TestLargeWriteBehindAnUnterminatedLine is slow by seconds when the reader waits to be woken: a write that finds the
-// FIFO not empty and fills it wakes nobody.
+// TestLargeWriteBehindAnUnterminatedLine is slow by seconds, each time, when the reader waits to be woken: a write that
+// finds the FIFO not empty and fills it wakes nobody. On a busy machine it may be slow, but not each time.
 func TestLargeWriteBehindAnUnterminatedLine(t *testing.T) {
-	c := newNode(t).run(nil, "sh", "-c",
-		"for i in 1 2 3 4 5; do printf prompt; dd if=/dev/zero bs=300001 count=1; sleep 0.3; done 2>/dev/null")
-	s := c.wait()
-	if d := s.Finished.Sub(s.Started); d > 4*time.Second {
-		t.Errorf("took %v", d)
+	const most = 10
+	n := newNode(t)
+	var took []time.Duration
+	for quick := false; !quick && len(took) < most; {
+		c := n.run(nil, "sh", "-c",
+			"for i in 1 2 3 4 5; do printf prompt; dd if=/dev/zero bs=300001 count=1; sleep 0.3; done 2>/dev/null")
+		s := c.wait()
+		took = append(took, s.Finished.Sub(s.Started))
+		quick = took[len(took)-1] <= 4*time.Second
+		if got := len(c.output("stdout")); got != 5*(300001+6) {
+			t.Errorf("%d bytes", got)
+		}
+		c.delete()
 	}
-	if got := len(c.output("stdout")); got != 5*(300001+6) {
-		t.Errorf("%d bytes", got)
+	if len(took) == most {
+		t.Errorf("took %v", took)
 	}
 }

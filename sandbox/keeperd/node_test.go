@@ -143,7 +143,7 @@ func newNode(t testing.TB) *node {
 }
 
 func deadline(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -236,7 +236,7 @@ func mountsBelow(dir string) string {
 
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if ok() {
 			return
 		}
@@ -341,13 +341,25 @@ func (c *container) wait() keeper.Status {
 	return *s
 }
 
+// records reads the container's log. A write that goes over the end of a page can be seen half done: who reads while the
+// container writes waits for the rest of the record, and is given a record that stays cut as it is.
+func (c *container) records() []byte {
+	c.t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(c.LogPath)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			c.t.Fatal(err)
+		}
+		if len(b) == 0 || b[len(b)-1] == '\n' || time.Now().After(end) {
+			return b
+		}
+	}
+}
+
 // output puts the log of a stream together again. Each record has to be a whole one.
 func (c *container) output(stream string) string {
 	c.t.Helper()
-	b, err := os.ReadFile(c.LogPath)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		c.t.Fatal(err)
-	}
+	b := c.records()
 	var out strings.Builder
 	for line := range bytes.Lines(b) {
 		stamp, rest, _ := bytes.Cut(line, []byte(" "))

@@ -177,16 +177,18 @@ func TestPodInitInAUserNamespace(t *testing.T) {
 			t.Errorf("status lacks %q: %s", want, status)
 		}
 	}
-	if fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", reply.PID)); len(fds) > 0 {
-		t.Errorf("open descriptors: %v", fds)
-	}
+	n.eventually("all descriptors are closed, after the report", func() bool {
+		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", reply.PID))
+		return err == nil && len(fds) == 0
+	})
 	c := n.run(func(r *keeper.StartRequest) {
 		mapped(path)(r)
 		joinPID(r, fmt.Sprintf("/proc/%d/ns/pid", reply.PID))
-	}, "sh", "-c", "sleep 0.3; ps -o pid,stat,args; kill -KILL 1")
-	if s := c.wait(); !initSleeps.MatchString(c.output("stdout")) {
-		t.Errorf("status %+v, ps: %s", s, c.output("stdout"))
-	}
+	}, "sh", "-c", "kill -KILL 1; sleep 1000")
+	n.eventually("the init sleeps, whom no process of the pod kills", func() bool {
+		ps, _ := c.exec("ps", "-o", "pid,stat,args")
+		return initSleeps.MatchString(ps) && strings.Contains(ps, "sleep 1000")
+	})
 	c.delete()
 	if err := n.client.Kill(deadline(t), keeper.KillRequest{ID: "sandbox", Signal: int(unix.SIGTERM)}); err != nil {
 		t.Fatal(err)
