@@ -113,7 +113,7 @@ func names(t *testing.T, dir string) []string {
 func wantNames(t *testing.T, dir string, want ...string) {
 	t.Helper()
 	var got []string
-	for range 1000 {
+	for range 6000 {
 		if got = names(t, dir); slices.Equal(got, want) {
 			return
 		}
@@ -139,7 +139,21 @@ func open(t *testing.T, f *fakeSource, dir string) *Standins {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
+	waitSubscribed(f)
 	return s
+}
+
+// waitSubscribed waits until the source is listened to: Open does not wait for that.
+func waitSubscribed(f *fakeSource) {
+	for range 6000 {
+		f.mu.Lock()
+		n := f.subscribed
+		f.mu.Unlock()
+		if n > 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 func TestSandboxHasACgroupWhileSomethingRuns(t *testing.T) {
@@ -177,7 +191,7 @@ func TestDirectoryThatAnotherDaemonRemovedIsMadeAgain(t *testing.T) {
 	}
 	f.set("one", 10, nil)
 	f.tell("one")
-	for range 1000 {
+	for range 6000 {
 		if _, err := os.Stat(dir); err == nil {
 			break
 		}
@@ -291,15 +305,7 @@ func TestRestartWaitsUntilCadvisorIsBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	for range 1000 { // until it listens: there was no sandbox to wait for
-		fresh.mu.Lock()
-		n := fresh.subscribed
-		fresh.mu.Unlock()
-		if n > 0 {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	waitSubscribed(fresh)
 	fresh.set("one", 10, nil)
 	fresh.tell("one")
 	wantNames(t, dir, "one")
