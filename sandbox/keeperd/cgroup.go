@@ -189,7 +189,7 @@ func (g cgroup) removeTree() error {
 }
 
 // removeDirs removes a cgroup directory from the bottom up. A cgroup whose last process is just being reaped is busy
-// for some milliseconds.
+// for some milliseconds, and for longer on a loaded machine.
 func removeDirs(dir string) error {
 	var dirs []string
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -201,7 +201,7 @@ func removeDirs(dir string) error {
 	slices.Reverse(dirs)
 	var err error
 	for _, d := range dirs {
-		for try := range 8 {
+		for try := range 12 {
 			if err = unix.Rmdir(d); err == nil || err == unix.ENOENT {
 				err = nil
 				break

@@ -40,7 +40,7 @@ const (
 	// abortPatience is how long CRIU may take to let go of processes that it is told to give up.
 	abortPatience = 10 * time.Second
 	// criuErrorLines bounds what is told of CRIU's log.
-	criuErrorLines = 3
+	criuErrorLines = 8
 )
 
 // commonArgs are those of dump and restore alike. Cgroups are the keeper's business. Connections are closed by a

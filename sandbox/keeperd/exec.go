@@ -305,7 +305,7 @@ func (e *execution) leave() {
 		return
 	}
 	parent := filepath.Dir(e.sub)
-	for range 20 {
+	for try := range 20 {
 		pids := treePIDs(e.sub)
 		if len(pids) == 0 {
 			_ = removeDirs(e.sub)
@@ -316,6 +316,8 @@ func (e *execution) leave() {
 			// the cgroup is removed with the container's.
 			_ = cgroups.WriteCgroupProc(parent, pid)
 		}
+		// A process that is just dying is not moved, and is listed until it is gone.
+		time.Sleep(min(time.Millisecond<<try, 64*time.Millisecond))
 	}
 	e.sub = ""
 }
