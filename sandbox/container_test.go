@@ -3,7 +3,10 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -159,7 +162,10 @@ func TestAShorterStopWins(t *testing.T) {
 	id := r.create(r.run("a"), "c")
 	r.keeper.behave(func() { r.keeper.command = []string{"sh", "-c", "trap '' TERM; while :; do sleep 0.05; done"} })
 	r.start(id)
-	time.Sleep(50 * time.Millisecond) // the trap is set
+	eventually(t, "the trap is set", func() bool {
+		st, err := r.m.Container(id)
+		return err == nil && ignores(st.PID, syscall.SIGTERM)
+	})
 	first := make(chan error, 1)
 	go func() { first <- r.m.StopContainer(context.Background(), id, time.Hour) }()
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
@@ -176,6 +182,18 @@ func TestAShorterStopWins(t *testing.T) {
 	if st, _ := r.m.Container(id); st.ExitCode != 128+9 {
 		t.Errorf("exit code %d, expected 137", st.ExitCode)
 	}
+}
+
+// ignores tells whether a process ignores a signal.
+func ignores(pid int, sig syscall.Signal) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false
+	}
+	_, rest, _ := strings.Cut(string(text), "SigIgn:")
+	var mask uint64
+	_, err = fmt.Sscanf(rest, "%x", &mask)
+	return err == nil && mask&(1<<(sig-1)) != 0
 }
 
 func TestStopOfWhatDoesNotRunIsNoError(t *testing.T) {

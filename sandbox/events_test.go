@@ -15,7 +15,7 @@ func nextEvent(t *testing.T, events <-chan Event) Event {
 			t.Fatal("the subscription ended")
 		}
 		return e
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no event")
 	}
 	panic("unreachable")

@@ -14,14 +14,17 @@ func TestFlightRunsOnceForAllWhoAsk(t *testing.T) {
 	var f flight
 	var runs atomic.Int32
 	release := make(chan struct{})
-	results := make(chan error, 10)
+	results, joining := make(chan error, 10), make(chan struct{}, 10)
 	want := errors.New("result")
 	for range 10 {
 		go func() {
-			results <- f.do(context.Background(), func() error { runs.Add(1); <-release; return want })
+			ctx := tellingContext{context.Background(), joining}
+			results <- f.do(ctx, func() error { runs.Add(1); <-release; return want })
 		}()
 	}
-	time.Sleep(20 * time.Millisecond)
+	for range 10 {
+		<-joining
+	}
 	close(release)
 	for range 10 {
 		if err := <-results; !errors.Is(err, want) {
@@ -31,6 +34,17 @@ func TestFlightRunsOnceForAllWhoAsk(t *testing.T) {
 	if n := runs.Load(); n != 1 {
 		t.Errorf("ran %d times", n)
 	}
+}
+
+// tellingContext tells when somebody begins to wait for its end, who then has joined.
+type tellingContext struct {
+	context.Context
+	waited chan<- struct{}
+}
+
+func (c tellingContext) Done() <-chan struct{} {
+	c.waited <- struct{}{}
+	return c.Context.Done()
 }
 
 func TestFlightOutlivesACallerThatGivesUp(t *testing.T) {
@@ -45,7 +59,7 @@ func TestFlightOutlivesACallerThatGivesUp(t *testing.T) {
 	close(release)
 	select {
 	case <-done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the action ended with its caller")
 	}
 }
