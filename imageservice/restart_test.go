@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -102,9 +103,10 @@ func TestKillDuringPullLeavesNothing(t *testing.T) {
 	check(t, err)
 	// The last layer does not come before the others are unpacked.
 	reached := make(chan struct{})
+	var once sync.Once
 	r.intercept(func(_ http.ResponseWriter, q *http.Request) bool {
 		if strings.HasSuffix(q.URL.Path, last.String()) {
-			close(reached)
+			once.Do(func() { close(reached) })
 			<-q.Context().Done()
 		}
 		return false

@@ -87,6 +87,7 @@ type Service struct {
 	work sync.WaitGroup
 
 	collectSoon chan struct{}
+	collecting  sync.Mutex
 	emptySoon   chan struct{}
 	diskUsage   atomic.Pointer[diskUsage]
 
@@ -194,6 +195,8 @@ func wake(c chan<- struct{}) {
 
 // collect frees the blobs and layers that no image name, container or running pull needs.
 func (s *Service) collect(ctx context.Context) error {
+	s.collecting.Lock() // the usage of an earlier one must not replace that of a later one
+	defer s.collecting.Unlock()
 	if _, err := s.store.db.GarbageCollect(ctx); err != nil {
 		return fmt.Errorf("collect image garbage: %w", err)
 	}
