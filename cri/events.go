@@ -18,6 +18,10 @@ func (s *Server) GetContainerEvents(
 ) error {
 	events, cancel := s.runtime.Subscribe()
 	defer cancel()
+	// The header tells the client that it misses nothing from now on.
+	if err := stream.SendHeader(nil); err != nil {
+		return err
+	}
 	for {
 		select {
 		case <-stream.Context().Done():

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -21,7 +22,7 @@ import (
 // captureLog returns what the log gets until the returned function is called, at a level at which everything is logged.
 func captureLog(t *testing.T) (text func() string) {
 	t.Helper()
-	var b bytes.Buffer
+	var b lockedBuffer
 	state := klog.CaptureState()
 	var flags flag.FlagSet
 	klog.InitFlags(&flags)
@@ -33,6 +34,24 @@ func captureLog(t *testing.T) (text func() string) {
 	klog.SetOutput(&b)
 	t.Cleanup(state.Restore)
 	return func() string { klog.Flush(); return b.String() }
+}
+
+// lockedBuffer is a buffer for several goroutines: the log is written by what goes on behind the test, too.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func TestPanicBecomesInternal(t *testing.T) {

@@ -106,12 +106,7 @@ func TestPortForwardTriesIPv6(t *testing.T) {
 
 func TestPortForwardReportsARefusedConnection(t *testing.T) {
 	conn := forwardConn(t)
-	listener, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := listener.Addr().(*net.TCPAddr).Port
-	_ = listener.Close()
+	port := refusingPort(t)
 	headers := forwardHeaders(port, "1")
 	errs := openStream(t, conn, append(headers, portforward.StreamType, portforward.StreamTypeError)...)
 	// The refusal may come before the answer to this, which then is an error: all that counts is the other stream.
@@ -119,6 +114,24 @@ func TestPortForwardReportsARefusedConnection(t *testing.T) {
 	if got := readAll(t, errs); !strings.Contains(got, "connection refused") || !strings.Contains(got, "s1234") {
 		t.Errorf("got %q", got)
 	}
+}
+
+// refusingPort is a port that nobody listens on as long as the test runs: it is bound.
+func refusingPort(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	address, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return address.(*unix.SockaddrInet4).Port
 }
 
 // TestBrokenConnectionBreaksNoOther: an error on the error stream would make the client give up the tunnel.
@@ -163,7 +176,7 @@ func TestResetByTheClientClosesTheConnection(t *testing.T) {
 		if err == nil {
 			t.Error("want a write error at the far side")
 		}
-	case <-time.After(15 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the far side is still connected")
 	}
 }
@@ -196,27 +209,40 @@ func TestHalfOpenConnectionMayNotIdleForEver(t *testing.T) {
 	if err := splice(conn, pipeStream{stream}, 50*time.Millisecond); !errors.Is(err, errIdle) {
 		t.Errorf("got %v, want %v", err, errIdle)
 	}
-	if d := time.Since(start); d < 50*time.Millisecond || d > 10*time.Second {
-		t.Errorf("took %v, want 50ms", d)
+	if d := time.Since(start); d < 50*time.Millisecond {
+		t.Errorf("took %v, want 50ms at least", d)
 	}
 }
 
 func TestHalfOpenConnectionThatMovesGoesOn(t *testing.T) {
-	client, stream := tcpPair(t)
-	conn, server := tcpPair(t)
-	_ = client.CloseWrite()
-	go func() {
-		for range 10 {
-			_, _ = server.Write([]byte("x"))
-			time.Sleep(40 * time.Millisecond)
+	// A machine that lets the bytes come late makes an idle connection of it: then the next try has more time.
+	for idle := 200 * time.Millisecond; ; idle *= 2 {
+		client, stream := tcpPair(t)
+		conn, server := tcpPair(t)
+		_ = client.CloseWrite()
+		gaps := make(chan time.Duration, 1)
+		go func() {
+			longest, last := time.Duration(0), time.Now()
+			for range 10 {
+				_, _ = server.Write([]byte("x"))
+				time.Sleep(idle / 5)
+				longest, last = max(longest, time.Since(last)), time.Now()
+			}
+			_ = server.Close()
+			gaps <- longest
+		}()
+		err := splice(conn, pipeStream{stream}, idle)
+		longest := <-gaps
+		if errors.Is(err, errIdle) && longest > idle/2 && idle < time.Minute {
+			continue
 		}
-		_ = server.Close()
-	}()
-	if err := splice(conn, pipeStream{stream}, 200*time.Millisecond); err != nil {
-		t.Error(err)
-	}
-	if got := readAll(t, client); got != "xxxxxxxxxx" {
-		t.Errorf("got %q", got)
+		if err != nil {
+			t.Errorf("with %v between two bytes, and %v to be idle: %v", longest, idle, err)
+		}
+		if got := readAll(t, client); got != "xxxxxxxxxx" {
+			t.Errorf("got %q", got)
+		}
+		return
 	}
 }
 
@@ -242,20 +268,30 @@ func TestPortForwardEntersTheSandboxsNamespace(t *testing.T) {
 			t.Errorf("got %q", got)
 		}
 	}
+	inside := threadsInside(t, namespace)
+	// But for the one of namespaceWithServer. A thread that ends with its goroutine takes a moment.
+	for end := time.Now().Add(time.Minute); inside > 1 && time.Now().Before(end); inside = threadsInside(t, namespace) {
+		time.Sleep(time.Millisecond)
+	}
+	if inside > 1 {
+		t.Errorf("%d threads stayed in the sandbox's network namespace", inside-1)
+	}
+}
+
+// threadsInside counts this process's threads in a network namespace.
+func threadsInside(t *testing.T, namespace string) (inside int) {
+	t.Helper()
 	tasks, err := os.ReadDir("/proc/self/task")
 	if err != nil {
 		t.Fatal(err)
 	}
-	inside := 0
 	for _, task := range tasks {
 		// A thread may end meanwhile.
 		if ns, err := os.Readlink("/proc/self/task/" + task.Name() + "/ns/net"); err == nil && ns == namespace {
 			inside++
 		}
 	}
-	if inside > 1 { // The one of namespaceWithServer.
-		t.Errorf("%d threads stayed in the sandbox's network namespace", inside-1)
-	}
+	return inside
 }
 
 // namespaceWithServer makes a network namespace that lives until the test ends, with loopback up and a server in it.

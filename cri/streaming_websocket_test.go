@@ -29,7 +29,7 @@ func dialWebSocket(t *testing.T, url, protocol string) *websocket.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = ws.Close() })
-	_ = ws.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = ws.SetDeadline(time.Now().Add(time.Minute))
 	return ws
 }
 
