@@ -89,7 +89,7 @@ func realPlugins(t *testing.T) string {
 // runInNewNetwork runs the current test again in a process that has its own network.
 func runInNewNetwork(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), "GANTRY_TEST_INNER=1")

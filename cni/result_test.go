@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -27,10 +28,7 @@ echo "$CNI_COMMAND|last" >> "$dir/log"
 func newChain(t *testing.T, version, body string) *bench {
 	t.Helper()
 	b := newBench(t, fmt.Sprintf(`{"cniVersion":%q,"name":"chain","plugins":[{"type":"fake"},{"type":"last"}]}`, version))
-	must(t, os.WriteFile(filepath.Join(b.config.BinDirs[0], "last"), fmt.Appendf(nil, lastPlugin, b.dir, body), 0o700))
-	b.Close()
-	b.config.AddTimeout = 5 * time.Second // long enough for the plugins that do not hang
-	b.open(t)
+	writeScript(t, filepath.Join(b.config.BinDirs[0], "last"), fmt.Sprintf(lastPlugin, b.dir, body))
 	return b
 }
 
@@ -66,8 +64,8 @@ func TestAddThatStopsHalfWayIsUndoneByTheResultSoFar(t *testing.T) {
 	for name, body := range map[string]string{
 		"failing":         `echo '{"code":100,"msg":"out of luck"}'; exit 1`,
 		"failing late":    `cat "$dir/result"; exit 1`,
-		"hanging":         "sleep 300",
-		"hanging late":    `cat "$dir/result"; sleep 300`,
+		"hanging":         `touch "$dir/hangs"; sleep 300`,
+		"hanging late":    `cat "$dir/result"; touch "$dir/hangs"; sleep 300`,
 		"garbage":         "echo no json",
 		"nothing":         "",
 		"half a result":   `echo '{"cniVersion":"1.0.0","ips":['`,
@@ -86,7 +84,7 @@ func TestAddThatStopsHalfWayIsUndoneByTheResultSoFar(t *testing.T) {
 				},
 			} {
 				b := newChain(t, "1.0.0", body)
-				if ips, err := b.Attach(t.Context(), "s1", "/ns", sandboxConfig()); err == nil {
+				if ips, err := b.Attach(untilItHangs(t, b), "s1", "/ns", sandboxConfig()); err == nil {
 					t.Fatalf("Attach = %v, want an error", ips)
 				}
 				if err := detach(b); err != nil {
@@ -98,6 +96,22 @@ func TestAddThatStopsHalfWayIsUndoneByTheResultSoFar(t *testing.T) {
 	}
 }
 
+// untilItHangs is a context that ends once the plugin has said that it hangs.
+func untilItHangs(t *testing.T, b *bench) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		defer cancel()
+		for ctx.Err() == nil {
+			if _, err := os.Stat(filepath.Join(b.dir, "hangs")); err == nil {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // TestAddOfAKilledDaemonIsUndoneByTheResultSoFar kills a process, which is this test again, in the middle of an ADD.
 func TestAddOfAKilledDaemonIsUndoneByTheResultSoFar(t *testing.T) {
 	if dir := os.Getenv("GANTRY_TEST_ATTACH"); dir != "" {
@@ -107,7 +121,7 @@ func TestAddOfAKilledDaemonIsUndoneByTheResultSoFar(t *testing.T) {
 		ips, err := n.Attach(t.Context(), "s1", "/ns", sandboxConfig())
 		t.Fatalf("Attach = %v, %v; want to be killed before it returns", ips, err)
 	}
-	b := newChain(t, "1.0.0", `sleep 1; cat "$dir/result"`)
+	b := newChain(t, "1.0.0", `n=0; until [ -e "$dir/go" ] || [ $((n += 1)) -gt 600 ]; do sleep 0.1; done; sleep 0.5; cat "$dir/result"`)
 	b.Close()
 	daemon := exec.CommandContext(t.Context(), os.Args[0], "-test.run", "^"+t.Name()+"$")
 	daemon.Env = append(os.Environ(), "GANTRY_TEST_ATTACH="+b.dir)
@@ -121,6 +135,7 @@ func TestAddOfAKilledDaemonIsUndoneByTheResultSoFar(t *testing.T) {
 		t.Fatalf("the daemon ended by itself: %v", err)
 	}
 	b.open(t)
+	b.write(t, "go", "") // Retain waits for the plugin
 	must(t, b.Retain(t.Context(), nil))
 	b.wantDel(t, "1.0.0")
 }

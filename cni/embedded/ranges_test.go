@@ -1,6 +1,7 @@
 package embedded
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"slices"
@@ -67,6 +68,9 @@ func wantGateways(t *testing.T, n *Network, want ...string) {
 	bridge, err := netlink.LinkByName(n.config.Bridge)
 	must(t, err)
 	addresses, err := netlink.AddrList(bridge, netlink.FAMILY_ALL)
+	for try := 0; errors.Is(err, netlink.ErrDumpInterrupted) && try < 100; try++ { // something changed meanwhile
+		addresses, err = netlink.AddrList(bridge, netlink.FAMILY_ALL)
+	}
 	must(t, err)
 	var found []string
 	for _, a := range addresses {
