@@ -60,7 +60,7 @@ func (f *fakeDaemon) ListPodSandbox(
 	context.Context, *runtime.ListPodSandboxRequest,
 ) (*runtime.ListPodSandboxResponse, error) {
 	pod := func(id, name string, state runtime.PodSandboxState) *runtime.PodSandbox {
-		return &runtime.PodSandbox{Id: id, State: state, CreatedAt: time.Now().Add(-time.Hour).UnixNano(),
+		return &runtime.PodSandbox{Id: id, State: state, CreatedAt: time.Now().Add(-3 * time.Hour).UnixNano(),
 			Metadata: &runtime.PodSandboxMetadata{Namespace: "default", Name: name, Uid: "u-" + name}}
 	}
 	return &runtime.ListPodSandboxResponse{Items: []*runtime.PodSandbox{
@@ -90,7 +90,7 @@ func (f *fakeDaemon) ListContainers(
 			Metadata:  &runtime.ContainerMetadata{Name: name, Attempt: attempt}}
 	}
 	return &runtime.ListContainersResponse{Containers: []*runtime.Container{
-		container("second", 2, time.Minute), container("first", 0, time.Hour),
+		container("second", 2, 2*time.Hour), container("first", 0, 3*time.Hour),
 	}}, nil
 }
 
@@ -272,9 +272,9 @@ func TestPodsWithTheirContainers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, want := range []string{"POD / CONTAINER ID STATE IP AGE", "default/gone 1111111111111 notready - 60m",
-		"default/web 2222222222222 ready 10.0.0.5,fd00::5 60m", "first ccccccccccccc running 60m",
-		"second (attempt 2) ccccccccccccc running 60s"} {
+	for i, want := range []string{"POD / CONTAINER ID STATE IP AGE", "default/gone 1111111111111 notready - 3h",
+		"default/web 2222222222222 ready 10.0.0.5,fd00::5 3h", "first ccccccccccccc running 3h",
+		"second (attempt 2) ccccccccccccc running 2h"} {
 		if got := strings.Join(strings.Fields(strings.Split(out, "\n")[i]), " "); got != want {
 			t.Errorf("line %d is %q, expected %q", i, got, want)
 		}
