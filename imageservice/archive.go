@@ -38,7 +38,7 @@ func (s *Service) Import(ctx context.Context, stream io.Reader) (refs []string, 
 	if err := s.cleanUp(ctx, err); err != nil {
 		return nil, fmt.Errorf("import images: %w", err)
 	}
-	wake(s.collectSoon) // the table of contents of the archive is not needed any more
+	s.collection.soon() // the table of contents of the archive is not needed any more
 	return refs, nil
 }
 

@@ -213,16 +213,26 @@ func (s *Service) mounts(containerID string, img *image) []specs.Mount {
 	return []specs.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.store.overlayOptions...)}}
 }
 
-// Release removes the writable layer of a container. The space is freed soon after. It is idempotent and safe without
-// Prepare. Preconditions: the layer is not mounted any more.
-func (s *Service) Release(_ context.Context, containerID string) error {
+// Release removes the writable layer of a container. The space is free when it returns, or if ctx ends before, soon after:
+// the kubelet evicts a pod if what it removed has brought nothing. It is idempotent and safe without Prepare.
+// Preconditions: the layer is not mounted any more.
+func (s *Service) Release(ctx context.Context, containerID string) error {
+	cleanings, err := s.release(containerID)
+	for _, ends := range cleanings {
+		s.wait(ctx, ends)
+	}
+	return err
+}
+
+// release is Release without the wait: it returns what to wait for.
+func (s *Service) release(containerID string) (cleanings []<-chan struct{}, err error) {
 	if err := checkID(containerID); err != nil {
-		return err
+		return nil, err
 	}
 	name := containerID + "-" + strconv.FormatInt(time.Now().UnixNano(), 36)
-	err := os.Rename(s.layerDir(containerID), filepath.Join(s.trash(), name))
+	err = os.Rename(s.layerDir(containerID), filepath.Join(s.trash(), name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("release container %s: %w", containerID, err)
+		return nil, fmt.Errorf("release container %s: %w", containerID, err)
 	}
 	s.uses.mu.Lock()
 	gone, ok := s.uses.byContainer[containerID]
@@ -234,16 +244,17 @@ func (s *Service) Release(_ context.Context, containerID string) error {
 	})
 	s.uses.mu.Unlock()
 	if err == nil {
-		wake(s.emptySoon)
+		cleanings = append(cleanings, s.emptying.soon())
 	}
-	if ok && !listed {
-		wake(s.collectSoon) // it may have been the last that kept the layers of a removed image
+	if ok && !listed { // it may have been the last that kept the layers of a removed image
+		cleanings = append(cleanings, s.collection.soon())
 	}
-	return nil
+	return cleanings, nil
 }
 
-// Retain removes the writable layer of every container that is not in containerIDs. It tries all of them.
-func (s *Service) Retain(ctx context.Context, containerIDs []string) error {
+// Retain removes the writable layer of every container that is not in containerIDs. It tries all of them, and the space is
+// freed soon after.
+func (s *Service) Retain(_ context.Context, containerIDs []string) error {
 	keep := map[string]bool{}
 	for _, id := range containerIDs {
 		keep[id] = true
@@ -254,7 +265,8 @@ func (s *Service) Retain(ctx context.Context, containerIDs []string) error {
 	}
 	for _, entry := range entries {
 		if !keep[entry.Name()] && !strings.HasPrefix(entry.Name(), unfinished) {
-			err = errors.Join(err, s.Release(ctx, entry.Name()))
+			_, failed := s.release(entry.Name())
+			err = errors.Join(err, failed)
 		}
 	}
 	return err

@@ -99,18 +99,31 @@ func (e *entry) digestRef(ref string) string {
 }
 
 // Remove forgets an image with all the tags and digests that its handler has. When it returns the image is not listed
-// any more; its space is freed soon after. A container that has the image keeps its layers until Release. It is
-// idempotent: nil for an image that is not there.
+// any more and its space is free, or if ctx ends before, soon after: the kubelet evicts a pod if what it removed has
+// brought nothing. A container that has the image keeps its layers until Release. It is idempotent: nil for an image that
+// is not there.
 func (s *Service) Remove(ctx context.Context, spec *runtime.ImageSpec) error {
+	ctx = scope(ctx)
+	removed, err := s.removeNames(ctx, spec)
+	if err != nil {
+		return fmt.Errorf("remove image %s: %w", spec.GetImage(), err)
+	}
+	if removed {
+		s.wait(ctx, s.collection.soon())
+	}
+	return nil
+}
+
+// removeNames takes an image all its names for a handler; removed is false if there is no such image.
+func (s *Service) removeNames(ctx context.Context, spec *runtime.ImageSpec) (removed bool, err error) {
 	s.names.Lock()
 	defer s.names.Unlock()
 	e := s.index.Load().find(spec)
 	if e == nil {
-		return nil
+		return false, nil
 	}
-	ctx = scope(ctx)
 	s.publish(s.index.Load().without(e))
-	err := s.store.update(ctx, func(ctx context.Context) error {
+	err = s.store.update(ctx, func(ctx context.Context) error {
 		for _, name := range e.names {
 			if err := s.store.images.Delete(ctx, storedName{e.handler, name}.key()); err != nil && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("delete name %s: %w", name, err)
@@ -122,11 +135,10 @@ func (s *Service) Remove(ctx context.Context, spec *runtime.ImageSpec) error {
 		if again := s.reindexLocked(context.WithoutCancel(ctx)); again != nil {
 			err = fmt.Errorf("%w (and %v)", err, again)
 		}
-		return fmt.Errorf("remove image %s: %w", spec.GetImage(), err)
+		return false, err
 	}
 	s.unloadLocked(e.id)
-	wake(s.collectSoon)
-	return nil
+	return true, nil
 }
 
 // unloadLocked forgets what was read of an image: pulled again, its layers have other directories.

@@ -135,10 +135,10 @@ func TestRemoveTakesAllNamesAndFreesSpace(t *testing.T) {
 	if n := len(s.List(nil)); n != 1 {
 		t.Errorf("%d images", n)
 	}
+	if got := inventory(t, s); got != before || s.FsInfo().UsedBytes.Value != usage {
+		t.Errorf("%+v with %d bytes is left, want %+v with %d", got, s.FsInfo().UsedBytes.Value, before, usage)
+	}
 	check(t, s.Remove(t.Context(), named(id)))
-	eventually(t, "space is freed", func() bool {
-		return inventory(t, s) == before && s.FsInfo().UsedBytes.Value == usage
-	})
 }
 
 func TestTagMovesNames(t *testing.T) {

@@ -254,7 +254,7 @@ func (s *Service) makeVisible(ctx context.Context, target ocispec.Descriptor, na
 		return "", err
 	}
 	// A name may have moved here from another image, which nothing may need now; and usage has changed.
-	wake(s.collectSoon)
+	s.collection.soon()
 	return s.loaded[target.Digest].id, nil
 }
 

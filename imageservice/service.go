@@ -25,7 +25,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
-	"k8s.io/klog/v2"
 )
 
 // Config says where images are kept and how they are pulled. The zero value of every field but Root has a default.
@@ -51,7 +50,8 @@ type Config struct {
 const (
 	defaultDownloads       = 3
 	defaultProgressTimeout = time.Minute
-	// background is a bound on what nobody waits for: one garbage collection, one cleaning up after a failed pull.
+	// background is a bound on what goes on without whoever asked: one garbage collection, one cleaning up after a failed
+	// pull.
 	background = 5 * time.Minute
 )
 
@@ -86,10 +86,10 @@ type Service struct {
 	stop context.CancelFunc
 	work sync.WaitGroup
 
-	collectSoon chan struct{}
-	collecting  sync.Mutex
-	emptySoon   chan struct{}
-	diskUsage   atomic.Pointer[diskUsage]
+	// collection frees what images needed, emptying what containers wrote. collecting is held by whoever collects.
+	collection, emptying *rounds
+	collecting           sync.Mutex
+	diskUsage            atomic.Pointer[diskUsage]
 
 	// names serialises changes of image names, and with them of the index. It is held across I/O; nothing on the way of
 	// a container start takes it.
@@ -117,13 +117,13 @@ func Open(ctx context.Context, config Config) (*Service, error) {
 	}
 	quietOnce()
 	s := &Service{
-		config:      config,
-		locks:       newKeyedMutex(),
-		collectSoon: make(chan struct{}, 1),
-		emptySoon:   make(chan struct{}, 1),
-		loaded:      map[digest.Digest]*image{},
-		uses:        uses{byContainer: map[string]use{}, dir: filepath.Join(config.Root, "containers")},
-		pulls:       pulls{running: map[string]*pull{}},
+		config:     config,
+		locks:      newKeyedMutex(),
+		collection: newRounds(),
+		emptying:   newRounds(),
+		loaded:     map[digest.Digest]*image{},
+		uses:       uses{byContainer: map[string]use{}, dir: filepath.Join(config.Root, "containers")},
+		pulls:      pulls{running: map[string]*pull{}},
 	}
 	s.index.Store(&index{})
 	if s.pinned, err = newPins(config.PinnedImages); err != nil {
@@ -139,9 +139,9 @@ func Open(ctx context.Context, config Config) (*Service, error) {
 		return nil, fmt.Errorf("open image store %s: %w", config.Root, err)
 	}
 	s.ctx, s.stop = context.WithCancel(scope(context.Background()))
-	s.repeat(s.collectSoon, s.collect)
-	s.repeat(s.emptySoon, s.emptyTrash)
-	wake(s.emptySoon)
+	s.repeat(s.collection, s.collect)
+	s.repeat(s.emptying, s.emptyTrash)
+	s.emptying.soon()
 	return s, nil
 }
 
@@ -165,32 +165,6 @@ func (s *Service) Close() error {
 	s.stop()
 	s.work.Wait()
 	return s.store.close()
-}
-
-// repeat runs do after each wake-up until the service is closed.
-func (s *Service) repeat(wakeUp <-chan struct{}, do func(context.Context) error) {
-	s.work.Go(func() {
-		for {
-			select {
-			case <-s.ctx.Done():
-				return
-			case <-wakeUp:
-			}
-			ctx, cancel := context.WithTimeout(s.ctx, background)
-			if err := do(ctx); err != nil && s.ctx.Err() == nil {
-				klog.ErrorS(err, "Cleaning the image store failed")
-			}
-			cancel()
-		}
-	})
-}
-
-// wake asks for one more round of a repeat. It never blocks: a request that is already waiting covers this one.
-func wake(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }
 
 // collect frees the blobs and layers that no image name, container or running pull needs.
