@@ -210,11 +210,15 @@ func (f *fakeImages) Info(spec *runtime.ImageSpec) map[string]string {
 
 func (f *fakeImages) FsInfo() *runtime.FilesystemUsage { return f.usage }
 
-// fakeStats has samples by the ids of containers and sandboxes, and remembers how old they might have been.
+// fakeStats has samples by the ids of containers and sandboxes, and remembers how old they might have been and how often
+// somebody had it catch up.
 type fakeStats struct {
-	samples map[string]*stats.Sample
-	maxAge  time.Duration
+	samples  map[string]*stats.Sample
+	maxAge   time.Duration
+	caughtUp int
 }
+
+func (f *fakeStats) CatchUp(context.Context) { f.caughtUp++ }
 
 func (f *fakeStats) Container(_ context.Context, status *sandbox.ContainerStatus, maxAge time.Duration) *stats.Sample {
 	f.maxAge = maxAge

@@ -120,6 +120,7 @@ func (s *Server) listContainerStats(ctx context.Context, filter *runtime.Contain
 	if err != nil {
 		return nil, err
 	}
+	s.stats.CatchUp(ctx)
 	list := make([]*runtime.ContainerStats, 0, len(all))
 	for _, status := range all {
 		list = s.appendContainerStats(ctx, list, status, stats.AnyAge)
@@ -145,6 +146,7 @@ func (s *Server) listSandboxStats(ctx context.Context, filter *runtime.PodSandbo
 	if err != nil {
 		return nil, err
 	}
+	s.stats.CatchUp(ctx)
 	containers := map[string][]*runtime.ContainerStats{}
 	for _, status := range s.runtime.Containers() {
 		containers[status.SandboxID] = s.appendContainerStats(ctx, containers[status.SandboxID], status, stats.AnyAge)

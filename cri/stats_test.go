@@ -106,6 +106,17 @@ func TestStatsForWhoGaveUp(t *testing.T) {
 	}
 }
 
+// A kubelet evicts a pod by a list, whichever of the two it asks for.
+func TestListsOfStatsCatchUpWithTheDisk(t *testing.T) {
+	n, ctx := statsNode(t), testContext(t)
+	if _, err := n.ListContainerStats(ctx, &runtime.ListContainerStatsRequest{}); err != nil || n.stats.caughtUp != 1 {
+		t.Errorf("containers: %v after %d", err, n.stats.caughtUp)
+	}
+	if _, err := n.ListPodSandboxStats(ctx, &runtime.ListPodSandboxStatsRequest{}); err != nil || n.stats.caughtUp != 2 {
+		t.Errorf("sandboxes: %v after %d", err, n.stats.caughtUp)
+	}
+}
+
 // CPU and memory always have a time: a client drops the container without.
 func TestStatsOfASampleWithoutAnything(t *testing.T) {
 	n := listNode(t)

@@ -21,19 +21,80 @@ const (
 	measureTimeout = time.Minute
 	// freshTimeout bounds that of a container that was just started, whose layer is all but empty.
 	freshTimeout = time.Second
+	// catchUpTimeout bounds the wait for a measurement of all layers.
+	catchUpTimeout = 5 * time.Second
+	// noticed is the part of the free space whose coming or going makes a measurement worth its while.
+	noticed = 128
 )
 
 // measureRounds measures everything at once and then once per period.
 func (s *Sampler) measureRounds(ctx context.Context) {
 	for ctx.Err() == nil {
+		s.measuring <- struct{}{}
 		s.measureAll(ctx)
+		<-s.measuring
 		sleep(ctx, max(s.period, measurePeriod))
 	}
 }
 
+// CatchUp measures the layers if much was written to their filesystem, or deleted, since they were last measured, and
+// waits until what they take is in the samples, but no longer than ctx and some seconds. Otherwise it costs a look at the
+// filesystem. It comes before a list of containers: a kubelet that finds the disk full evicts the pod that takes most of
+// it, and by the figures of a minute before it would be another.
+func (s *Sampler) CatchUp(ctx context.Context) {
+	if !s.moved() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
+	defer cancel()
+	select {
+	case s.measuring <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
+	done := make(chan struct{})
+	go func() { // to its end, for the next who asks
+		defer close(done)
+		defer func() { <-s.measuring }()
+		if s.moved() { // not another meanwhile
+			s.measureAll(s.ctx)
+			s.sampleAll()
+		}
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// space is what is free of a filesystem.
+type space struct{ bytes, inodes uint64 }
+
+// space looks at the filesystem that all layers are on.
+func (s *Sampler) space() space {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.images.FsInfo().GetFsId().GetMountpoint(), &fs); err != nil {
+		return space{}
+	}
+	return space{bytes: fs.Bavail * uint64(fs.Bsize), inodes: fs.Ffree}
+}
+
+// moved reports whether the free space is another than when the layers were measured, in a degree that counts.
+func (s *Sampler) moved() bool {
+	then := s.measured.Load()
+	return then == nil || s.space().differs(*then)
+}
+
+func (s space) differs(then space) bool {
+	differ := func(now, then uint64) bool { return max(now, then)-min(now, then) > then/noticed }
+	return differ(s.bytes, then.bytes) || differ(s.inodes, then.inodes)
+}
+
 // measureAll measures every running container, one after the other: a walk through a large layer must not take more
-// than one processor.
+// than one processor. The caller holds the token of s.measuring.
 func (s *Sampler) measureAll(ctx context.Context) {
+	now := s.space() // before, so that what is written meanwhile is noticed
+	s.measured.Store(&now)
 	s.findLayers()
 	for _, st := range s.source.Containers() {
 		if ctx.Err() != nil {

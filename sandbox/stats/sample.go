@@ -1,6 +1,6 @@
 // Package stats samples what sandboxes and containers use: their cgroups, the counters of their network interfaces, the
 // files of their processes and their writable layers. One sampler reads all of it once per period; whoever asks reads
-// memory.
+// memory. Only layers are measured anew for a list, when their disk has filled since (Sampler.CatchUp).
 //
 // It is not where the statistics get the form of the CRI (package cri), it limits nothing and it decides nothing: a
 // figure that the kernel does not give is missing, never an error.

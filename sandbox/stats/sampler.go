@@ -72,12 +72,16 @@ type Sampler struct {
 	cgroups *cgroups
 	readers sync.Pool
 	asking  chan struct{}
+	// measuring holds a token: who has it may measure all layers. measured is what was free when that began last.
+	measuring chan struct{}
+	measured  atomic.Pointer[space]
 	// layers is of the filesystem of the layers, as of the last round.
 	layers atomic.Pointer[Layer]
 	// asked holds a token when somebody was given a sample of any age.
 	asked chan struct{}
 
-	stop func()
+	ctx  context.Context
+	stop context.CancelFunc
 	done sync.WaitGroup
 
 	mu sync.RWMutex
@@ -118,16 +122,16 @@ func start(config Config, c *cgroups) *Sampler {
 	}
 	s := &Sampler{
 		source: config.Source, images: config.Images, period: config.Period, cgroups: c,
-		readers: sync.Pool{New: func() any { return newReader() }},
-		asking:  make(chan struct{}, askers),
-		asked:   make(chan struct{}, 1),
-		entries: map[string]*entry{},
+		readers:   sync.Pool{New: func() any { return newReader() }},
+		asking:    make(chan struct{}, askers),
+		asked:     make(chan struct{}, 1),
+		measuring: make(chan struct{}, 1),
+		entries:   map[string]*entry{},
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	s.stop = cancel
-	s.done.Go(func() { s.sampleRounds(ctx) })
-	s.done.Go(func() { s.measureRounds(ctx) })
-	s.done.Go(func() { s.hear(ctx) })
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.done.Go(func() { s.sampleRounds(s.ctx) })
+	s.done.Go(func() { s.measureRounds(s.ctx) })
+	s.done.Go(func() { s.hear(s.ctx) })
 	return s
 }
 

@@ -214,6 +214,41 @@ func TestAStartIsSampledAndMeasuredAtOnce(t *testing.T) {
 	}
 }
 
+// Who lists gets the layers as they are after the disk has filled, and does not have them measured otherwise.
+func TestALayerThatGrowsFastIsInTheNextList(t *testing.T) {
+	s, n, c := startFake(t)
+	<-n.measured // the round at start
+	s.Container(t.Context(), c, 0)
+	s.CatchUp(t.Context())
+	if len(n.measured) != 0 {
+		t.Fatal("layers were measured although nothing was written")
+	}
+	before := s.Container(t.Context(), c, AnyAge).Layer
+	then := *s.measured.Load()
+	for _, filled := range []space{{then.bytes * 2, then.inodes}, {then.bytes, then.inodes / 2}} {
+		s.measured.Store(&filled)
+		s.CatchUp(t.Context())
+		after := s.Container(t.Context(), c, AnyAge).Layer
+		if len(n.measured) != 1 || after == before {
+			t.Errorf("after %+v became %+v it was measured %d times", filled, then, len(n.measured))
+		}
+		<-n.measured
+		before = after
+	}
+}
+
+// A layer that takes long to walk holds nobody up for longer than his patience.
+func TestWhoGaveUpDoesNotWaitForLayers(t *testing.T) {
+	s, n, _ := startFake(t)
+	<-n.measured // the round at start
+	s.measuring <- struct{}{}
+	s.measured.Store(&space{bytes: 1 << 60})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s.CatchUp(ctx)
+	<-s.measuring
+}
+
 func TestOpenFilesAreCounted(t *testing.T) {
 	listener, err := os.Open("/")
 	if err != nil {
