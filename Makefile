@@ -133,7 +133,7 @@ k8s: .work/bin/kubelet .work/bin/kube-apiserver .work/bin/kube-scheduler .work/b
 
 KUBELET_TEST := go test -tags e2e -count=1 -v -parallel 60 -timeout 30m ./test/kubelet/
 
-kubelet-test: build tools .work/bin/kubelet .work/bin/kube-apiserver .work/bin/etcd ## a real kubelet on the daemon, with three sets of gates (needs root)
+kubelet-test: build tools .work/bin/kubelet .work/bin/kube-apiserver .work/bin/kube-scheduler .work/bin/etcd ## a real kubelet on the daemon, with three sets of gates (needs root)
 	$(KUBELET_TEST)
 	$(KUBELET_TEST) -gates EventedPLEG=true,CRIListStreaming=true
 	$(KUBELET_TEST) -gates PodAndContainerStatsFromCRI=true

@@ -5,6 +5,7 @@ package kubelet
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,27 +36,27 @@ func startCluster(t *testing.T) *cluster {
 	if err := c.Start(timeout(t)); err != nil {
 		t.Fatal(err)
 	}
+	// Of the controllers, the one that gives a node the taints of its conditions.
+	err := c.Run("kube-controller-manager", "--kubeconfig="+c.Kubeconfig(), "--bind-address=127.0.0.1",
+		"--leader-elect=false", "--controllers=node-lifecycle-controller", "--node-monitor-grace-period=10m")
+	if err != nil {
+		t.Fatal(err)
+	}
 	n, err := newNode("api", func(o *node.Options) { o.Config = "[runtime_handlers.other]\n" })
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.node = n
+	startDaemon(t, n)
+	return c.join(t, n, "api", Options{Port: 12250})
+}
+
+// startDaemon starts the daemon of a node, which at the end has no pods any more.
+func startDaemon(t *testing.T, n *node.Node) {
+	t.Helper()
 	if err := n.Start(timeout(t)); err != nil {
 		t.Fatal(err)
 	}
-	makeCgroup(t, "api")
-	c.kubelet, err = newKubelet("api-kubelet", n, Options{
-		Root: filepath.Join(node.Dir(), "api-kubelet/root"), PodLogs: filepath.Join(node.Dir(), "api-kubelet/logs"),
-		CgroupRoot: "/api", Port: 12250, Gates: shared.Gates, Kubeconfig: c.Kubeconfig(),
-		Config: map[string]string{"address": "0.0.0.0"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		if err := c.kubelet.Stop(); err != nil {
-			t.Error(err)
-		}
 		if err := n.RemoveAll(timeout(t)); err != nil {
 			t.Error(err)
 		}
@@ -63,16 +64,45 @@ func startCluster(t *testing.T) *cluster {
 			t.Error(err)
 		}
 	})
-	if err := c.kubelet.Start(timeout(t)); err != nil {
+}
+
+// join starts a kubelet on a daemon, with files in a directory of the run of that name and pods' cgroups below one of that
+// name, and waits until the node is ready.
+func (c *cluster) join(t *testing.T, n *node.Node, name string, opts Options) *cluster {
+	t.Helper()
+	dir := filepath.Join(node.Dir(), name+"-kubelet")
+	setDefault(&opts.Root, filepath.Join(dir, "root"))
+	setDefault(&opts.PodLogs, filepath.Join(dir, "logs"))
+	config := map[string]string{"address": "0.0.0.0"} // where the API server asks
+	maps.Copy(config, opts.Config)
+	opts.Config = config
+	opts.CgroupRoot, opts.Gates, opts.Kubeconfig = "/"+name, shared.Gates, c.Kubeconfig()
+	k, err := newKubelet(name+"-kubelet", n, opts)
+	if err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the node to be ready", func() error {
-		if s := c.nodeStatus(t).condition("Ready"); s.Status != "True" {
+	makeCgroup(t, name)
+	t.Cleanup(func() {
+		if err := k.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := k.Start(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	joined := &cluster{ControlPlane: c.ControlPlane, node: n, kubelet: k}
+	joined.waitCondition(t, "Ready", "True")
+	return joined
+}
+
+func (c *cluster) waitCondition(t *testing.T, kind, status string) {
+	t.Helper()
+	eventually(t, kind+" of the node to be "+status, func() error {
+		if s := c.nodeStatus(t).condition(kind); s.Status != status {
 			return fmt.Errorf("it is %+v", s)
 		}
 		return nil
 	})
-	return c
 }
 
 // kubectl runs kubectl, which must succeed.
@@ -103,7 +133,8 @@ func (c *cluster) pod(t *testing.T, name, spec string) *Status {
 func (c *cluster) create(t *testing.T, name, spec string) {
 	t.Helper()
 	spec = strings.ReplaceAll("\n"+strings.TrimSpace(spec), "\n", "\n  ")
-	c.apply(t, fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: default}\nspec:\n  nodeName: node%s\n", name, spec))
+	c.apply(t, fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: default}\nspec:\n  nodeName: %s%s\n",
+		name, c.kubelet.Name, spec))
 }
 
 func (c *cluster) wait(t *testing.T, name, what string, wanted func(*Status) bool) *Status {
@@ -150,7 +181,7 @@ func (s nodeStatus) condition(kind string) Condition {
 func (c *cluster) nodeStatus(t *testing.T) nodeStatus {
 	t.Helper()
 	var n struct{ Status nodeStatus }
-	b, err := c.Get(timeout(t), c.kubelet.client, "/api/v1/nodes/node")
+	b, err := c.Get(timeout(t), c.kubelet.client, "/api/v1/nodes/"+c.kubelet.Name)
 	if err != nil {
 		return n.Status // not registered yet
 	}
@@ -172,7 +203,7 @@ func TestWithAPIServer(t *testing.T) {
 		for name, test := range map[string]func(*testing.T, *cluster){
 			"resize": testResize, "resize-with-restart": testResizeWithRestart, "config": testConfigVolumes,
 			"read-only": testRecursiveReadOnly, "debug": testEphemeralContainer, "kubectl": testKubectl,
-			"storage-limit": testStorageLimit, "handler": testRuntimeClass, "delete": testDelete,
+			"storage-limit": testStorageLimit, "disk-pressure": testDiskPressure, "handler": testRuntimeClass, "delete": testDelete,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

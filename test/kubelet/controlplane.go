@@ -20,7 +20,8 @@ import (
 	"time"
 )
 
-// ControlPlane is etcd and a kube-apiserver, without scheduler and controllers: pods are bound to their node by name.
+// ControlPlane is etcd and a kube-apiserver, without scheduler: pods are bound to their node by name. Controllers are started
+// by Run.
 // Everybody who has the token may do everything. Its methods are for one goroutine, but for Kubectl and Get.
 type ControlPlane struct {
 	// Dir holds its files; it has to exist. Tools holds etcd, kube-apiserver and kubectl (make k8s builds them).

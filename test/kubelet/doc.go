@@ -22,5 +22,5 @@
 // by Kubelet.Get: "/stats/summary", "/metrics/cadvisor", "/pods".
 //
 // A ControlPlane is etcd and a kube-apiserver; TestWithAPIServer has one, with a daemon and a kubelet of its own, for what
-// a kubelet does for pods of an API server only.
+// a kubelet does for pods of an API server only. A second node of it has small disks, which fill (testDiskPressure).
 package kubelet

@@ -195,7 +195,7 @@ func parseGates(text string) (map[string]bool, error) {
 }
 
 // kubelets matches what kubelets leave when they end: cgroups, volumes of pods that they had no time to take down.
-var kubelets = regexp.MustCompile(`^cgroup /sys/fs/cgroup/[^/]+/(kubepods|small|api)\b|^mount .*kubelet`)
+var kubelets = regexp.MustCompile(`^cgroup /sys/fs/cgroup/[^/]+/(kubepods|small|api|full)\b|^mount .*kubelet`)
 
 // closeAll ends the kubelet, removes what it left in the runtime, looks whether anything outlives that, and ends the
 // daemon.
