@@ -38,6 +38,9 @@ type fakeKeeper struct {
 	beforeReply func(id string)
 	// command is what a start runs.
 	command []string
+	// hello is who the keeper says it is; shutdown, if not nil, is called when it is told to end.
+	hello    keeper.HelloReply
+	shutdown func()
 }
 
 type fakeProcess struct {
@@ -49,7 +52,8 @@ type fakeProcess struct {
 func newFakeKeeper(t *testing.T, state string) *fakeKeeper {
 	t.Helper()
 	k := &fakeKeeper{t: t, state: state, procs: map[string]*fakeProcess{}, watchers: map[chan keeper.WatchEvent]bool{},
-		command: []string{"sleep", "1000"}}
+		command: []string{"sleep", "1000"},
+		hello:   keeper.HelloReply{Protocol: keeper.ProtocolVersion, Build: "fake", PID: os.Getpid(), Settled: true}}
 	if err := os.MkdirAll(filepath.Join(state, "keeper"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -59,14 +63,23 @@ func newFakeKeeper(t *testing.T, state string) *fakeKeeper {
 	}
 	go keeper.Serve(l, map[keeper.Verb]keeper.Handler{
 		keeper.VerbHello: func(_ context.Context, c *keeper.Call) error {
-			return c.Reply(keeper.HelloReply{Protocol: keeper.ProtocolVersion, Build: "fake", PID: os.Getpid(), Settled: true})
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			return c.Reply(k.hello)
 		},
-		keeper.VerbStart:    k.start,
-		keeper.VerbKill:     k.kill,
-		keeper.VerbDelete:   k.delete,
-		keeper.VerbUpdate:   k.update,
-		keeper.VerbWatch:    k.watch,
-		keeper.VerbShutdown: func(_ context.Context, c *keeper.Call) error { return c.Reply(struct{}{}) },
+		keeper.VerbStart:  k.start,
+		keeper.VerbKill:   k.kill,
+		keeper.VerbDelete: k.delete,
+		keeper.VerbUpdate: k.update,
+		keeper.VerbWatch:  k.watch,
+		keeper.VerbShutdown: func(_ context.Context, c *keeper.Call) error {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			if k.shutdown != nil {
+				k.shutdown()
+			}
+			return c.Reply(struct{}{})
+		},
 	}, func(err error) { t.Log("fake keeper:", err) })
 	t.Cleanup(func() {
 		_ = l.Close()

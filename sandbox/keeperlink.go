@@ -41,6 +41,8 @@ type keeperLink struct {
 	stop context.CancelFunc
 	done chan struct{}
 
+	// tablePins says that the keeper looks for pins in the node's table of mounts.
+	tablePins atomic.Bool
 	// expected is when expect was called last, in Unix nanoseconds.
 	expected atomic.Int64
 
@@ -158,7 +160,7 @@ func (l *keeperLink) join(ctx context.Context) (*keeper.Watch, error) {
 	ctx, cancel := context.WithTimeout(ctx, keeperTimeout)
 	defer cancel()
 	_, hello, err := keeper.Connect(ctx, l.state, l.build)
-	if errors.Is(err, errdefs.ErrUnavailable) {
+	if errors.Is(err, errdefs.ErrUnavailable) || l.dismiss(ctx, hello) {
 		if err := keeper.Spawn(ctx, l.binary, l.state, l.log); err != nil {
 			return nil, err
 		}
@@ -168,8 +170,10 @@ func (l *keeperLink) join(ctx context.Context) (*keeper.Watch, error) {
 		return nil, err
 	}
 	if hello.Build != l.build {
-		klog.InfoS("Keeper of another build is used; it goes on until its containers end", "keeper", hello.Build, "daemon", l.build, "pid", hello.PID)
+		klog.InfoS("Keeper of another build is used; it goes on until its containers end",
+			"keeper", hello.Build, "daemon", l.build, "pid", hello.PID)
 	}
+	l.tablePins.Store(hello.Protocol == keeper.ProtocolTablePins)
 	if !hello.Settled {
 		if err := l.settle(ctx); err != nil {
 			return nil, err
@@ -184,6 +188,16 @@ func (l *keeperLink) join(ctx context.Context) (*keeper.Watch, error) {
 		return nil, fmt.Errorf("watch keeper: %w", err)
 	}
 	return watch, nil
+}
+
+// dismiss ends a keeper of another build, whatever protocol it speaks, if nothing lives in it.
+func (l *keeperLink) dismiss(ctx context.Context, hello keeper.HelloReply) bool {
+	if hello.PID == 0 || hello.Build == l.build || hello.Live > 0 || l.client.Shutdown(ctx) != nil {
+		return false
+	}
+	klog.InfoS("Keeper of another build is replaced, nothing lives in it",
+		"keeper", hello.Build, "daemon", l.build, "pid", hello.PID)
+	return true
 }
 
 // settle gives a keeper that replaced a dead one the descriptors that were kept for it.

@@ -226,7 +226,8 @@ func (s *Sandbox) namespaceOptions(config *runtime.PodSandboxConfig) (namespace.
 	ns := config.GetLinux().GetSecurityContext().GetNamespaceOptions()
 	opts := namespace.Options{
 		Net: ns.GetNetwork() != runtime.NamespaceMode_NODE, NetInTable: s.m.config.Plugins,
-		IPC: ns.GetIpc() != runtime.NamespaceMode_NODE,
+		InTable: s.m.keeper.tablePins.Load(),
+		IPC:     ns.GetIpc() != runtime.NamespaceMode_NODE,
 	}
 	opts.UTS = opts.Net
 	var err error

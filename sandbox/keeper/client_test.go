@@ -94,15 +94,20 @@ func TestConnectRefusesAnotherProtocol(t *testing.T) {
 			return call.Reply(HelloReply{Protocol: protocol, Build: "other", PID: 42})
 		}})
 	}
-	c := says(ProtocolVersion)
-	if _, got, err := Connect(t.Context(), c.stateDir, "mine"); err != nil || got.Build != "other" {
-		t.Errorf("another build: %+v, %v", got, err)
+	for protocol := ProtocolTablePins; protocol <= ProtocolVersion; protocol++ {
+		c := says(protocol)
+		if _, got, err := Connect(t.Context(), c.stateDir, "mine"); err != nil || got.Build != "other" {
+			t.Errorf("another build: %+v, %v", got, err)
+		}
 	}
-	c = says(ProtocolVersion + 1)
-	_, _, err := Connect(t.Context(), c.stateDir, "mine")
-	var version *VersionError
-	if !errors.As(err, &version) || version.PID != 42 || !errors.Is(err, errdefs.ErrFailedPrecondition) {
-		t.Errorf("got %v", err)
+	for protocol, age := range map[int]string{ProtocolVersion + 1: "newer", ProtocolTablePins - 1: "older"} {
+		c := says(protocol)
+		_, _, err := Connect(t.Context(), c.stateDir, "mine")
+		var version *VersionError
+		if !errors.As(err, &version) || version.PID != 42 || !errors.Is(err, errdefs.ErrFailedPrecondition) ||
+			!strings.Contains(err.Error(), "is "+age+" than this daemon") {
+			t.Errorf("got %v", err)
+		}
 	}
 }
 

@@ -15,9 +15,15 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// ProtocolVersion is raised when a request or reply changes in a way that the other side cannot ignore. A daemon that
-// meets a keeper of another protocol version refuses to start and leaves keeper and containers alone.
-const ProtocolVersion = 1
+// ProtocolVersion is raised when one side has to know something of the other that it cannot ignore. A daemon that meets a
+// keeper whose version it cannot speak replaces it if nothing lives in it (VerbHello and VerbShutdown are the same in all
+// versions), else it refuses to start and leaves keeper and containers alone.
+const ProtocolVersion = 2
+
+// ProtocolTablePins is the version of keepers that look for a sandbox's pins in the node's table of mounts, and not in the
+// mount namespace of package pins. A daemon still speaks it: it makes the pins where such a keeper finds them. The other
+// way round, a daemon of that version takes the sandboxes of this one for dead, so it must not start beside them.
+const ProtocolTablePins = 1
 
 // HoldMarker is the environment variable that makes the keeper's binary a process that does nothing until its standard
 // input ends: new namespaces are made with it (see namespace.User).

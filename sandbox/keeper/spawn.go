@@ -20,8 +20,8 @@ import (
 // this and what the daemon then takes to close.
 const SpawnTimeout = 30 * time.Second
 
-// VersionError says that the keeper that runs speaks another protocol. Its containers are alive and well: let a daemon
-// of its version drain the node, or stop them.
+// VersionError says that the keeper that runs speaks a protocol that this daemon does not. Its containers are alive and
+// well: let a daemon of its build drain the node.
 type VersionError struct {
 	// Keeper and Daemon are the protocol versions of the two sides.
 	Keeper, Daemon int
@@ -29,19 +29,26 @@ type VersionError struct {
 	PID int
 	// Build is the keeper's build.
 	Build string
+	// Live is the number of containers and pod inits that live.
+	Live int
 }
 
 // Error returns the text.
 func (e *VersionError) Error() string {
-	return fmt.Sprintf("keeper (pid %d, build %s) speaks protocol %d, this daemon %d: the keeper and its containers are "+
-		"left alone", e.PID, e.Build, e.Keeper, e.Daemon)
+	age := "newer"
+	if e.Keeper < e.Daemon {
+		age = "older"
+	}
+	return fmt.Sprintf("keeper (pid %d, build %s) is %s than this daemon: it speaks protocol %d, the daemon %d; it and the %d "+
+		"processes that live in it are left alone: run the daemon of its build until they have ended, then this one "+
+		"replaces the keeper", e.PID, e.Build, age, e.Keeper, e.Daemon, e.Live)
 }
 
 // Is makes the error errdefs.ErrFailedPrecondition.
 func (e *VersionError) Is(target error) bool { return target == errdefs.ErrFailedPrecondition }
 
-// Connect says hello to the keeper below stateDir. Another build is fine and told by the reply; another protocol is a
-// *VersionError. No keeper is errdefs.ErrUnavailable.
+// Connect says hello to the keeper below stateDir. Another build is fine and told by the reply; a protocol that the daemon
+// does not speak is a *VersionError, with the reply. No keeper is errdefs.ErrUnavailable.
 func Connect(ctx context.Context, stateDir, build string) (*Client, HelloReply, error) {
 	ctx, cancel := deadline(ctx, SpawnTimeout)
 	defer cancel()
@@ -50,9 +57,9 @@ func Connect(ctx context.Context, stateDir, build string) (*Client, HelloReply, 
 	if err != nil {
 		return nil, reply, fmt.Errorf("connect to keeper: %w", err)
 	}
-	if reply.Protocol != ProtocolVersion {
+	if reply.Protocol < ProtocolTablePins || reply.Protocol > ProtocolVersion {
 		return nil, reply, &VersionError{
-			Keeper: reply.Protocol, Daemon: ProtocolVersion, PID: reply.PID, Build: reply.Build,
+			Keeper: reply.Protocol, Daemon: ProtocolVersion, PID: reply.PID, Build: reply.Build, Live: reply.Live,
 		}
 	}
 	return c, reply, nil

@@ -19,7 +19,7 @@ func (k *Keeper) onMounts(id string, spec *specs.Spec, f func() error) error {
 		var paths []string
 		dir := pins.Dir(k.config.StateDir)
 		for i := range spec.Mounts {
-			if m := &spec.Mounts[i]; strings.HasPrefix(m.Source, dir+"/") {
+			if m := &spec.Mounts[i]; strings.HasPrefix(m.Source, dir+"/") && !pins.InTable(m.Source) {
 				shared, paths = append(shared, m), append(paths, m.Source)
 			}
 		}

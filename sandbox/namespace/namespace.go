@@ -34,6 +34,8 @@ type Options struct {
 	// NetInTable pins the network namespace in the node's table of mounts, where every program finds it at the same path
 	// whichever daemon runs.
 	NetInTable bool
+	// InTable pins all namespaces and /dev/shm there, where a keeper of keeper.ProtocolTablePins looks for them.
+	InTable bool
 	// Hostname is set in the new UTS namespace.
 	Hostname string
 	// Sysctls are written in the new namespaces; the keys are dotted. CheckSysctls has been called.
@@ -92,7 +94,7 @@ func makeInThread(dir string, opts Options) error {
 	return opts.pin(dir, kinds)
 }
 
-// pin pins the namespaces of the calling thread, and leaves it in the mount namespace of the pins.
+// pin pins the namespaces of the calling thread, and leaves it in the mount namespace that they are mounted in.
 func (o *Options) pin(dir string, kinds map[string]int) error {
 	trees := map[string]pins.Tree{}
 	defer func() {
@@ -124,10 +126,13 @@ func (o *Options) pin(dir string, kinds map[string]int) error {
 			return err
 		}
 	}
-	if err := pins.Enter(filepath.Dir(dir)); err != nil {
-		return err
+	inside := dir
+	if !o.InTable {
+		if err := pins.Enter(filepath.Dir(dir)); err != nil {
+			return err
+		}
+		inside = "/" + filepath.Base(dir)
 	}
-	inside := "/" + filepath.Base(dir)
 	for kind, tree := range trees {
 		if err := tree.Mount(filepath.Join(inside, kind)); err != nil {
 			return err

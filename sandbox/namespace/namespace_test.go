@@ -142,6 +142,27 @@ func TestNetworkNamespaceInTheTable(t *testing.T) {
 	}
 }
 
+// A keeper of an older build looks for all of them in the node's table.
+func TestAllInTheTable(t *testing.T) {
+	dir := filepath.Join(newDir(t), "s")
+	if err := Make(dir, Options{Net: true, IPC: true, UTS: true, InTable: true, Hostname: "pod-host"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{Net, IPC, UTS, Shm} {
+		path := filepath.Join(dir, kind)
+		if !pins.InTable(path) || find(t, dir, kind) != path || kind != Shm && !pins.Alive(path) {
+			t.Errorf("%s is not pinned where it says", path)
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(filepath.Join(dir, Shm), &st); err != nil || st.Blocks*uint64(st.Bsize) != ShmSize {
+		t.Errorf("shm has %d bytes, %v; expected %d", st.Blocks*uint64(st.Bsize), err, ShmSize)
+	}
+	if err := Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestSysctlsOfTheHostAreRefused(t *testing.T) {
 	for _, tc := range []struct {
 		key      string

@@ -72,6 +72,23 @@ func Alive(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
+// InTable reports whether something is mounted at path in the table of the calling thread: a pin made for a keeper that
+// looks for it there, or one that plugins find. A directory is told where the kernel can (5.8 and later).
+func InTable(path string) bool {
+	mounted, _ := mountRoot(path)
+	return mounted || Alive(path)
+}
+
+// mountRoot reports whether path is the root of a mount, and whether the kernel can tell (5.8 and later).
+func mountRoot(path string) (is, told bool) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
+		return false, false
+	}
+	const root = unix.STATX_ATTR_MOUNT_ROOT
+	return st.Attributes&root != 0, st.Attributes_mask&root != 0
+}
+
 func isMountPoint(dir string) (bool, error) {
 	var own, parent unix.Stat_t
 	if err := unix.Stat(dir, &own); err != nil {
@@ -240,7 +257,7 @@ func (v *View) Close() { _ = v.root.Close() }
 // node's table.
 func (v *View) Path(pin string) string {
 	name, ok := strings.CutPrefix(pin, v.dir+"/")
-	if !ok || Alive(pin) {
+	if !ok || InTable(pin) {
 		return pin
 	}
 	return fmt.Sprintf("/proc/%d/fd/%d/%s", os.Getpid(), v.root.Fd(), name)
@@ -296,11 +313,7 @@ func (t Tree) Close() {
 
 // cloneMount is Clone of a path that has to be the root of a mount, where the kernel can tell (5.8 and later).
 func cloneMount(path string) (Tree, error) {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
-		return Tree{-1}, fmt.Errorf("look at pin %s: %w", path, err)
-	}
-	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+	if is, told := mountRoot(path); told && !is {
 		return Tree{-1}, fmt.Errorf("nothing is mounted at the pin %s", path)
 	}
 	return Clone(path)
