@@ -3,11 +3,9 @@ package embedded
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/google/nftables"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -87,7 +85,7 @@ func (w *wiring) openPorts() error {
 	if err != nil {
 		return err
 	}
-	return forgetFlows(a, netlink.ConntrackOrigDstPort)
+	return forgetFlows(a, false)
 }
 
 // closePorts undoes openPorts, if it was done.
@@ -109,7 +107,7 @@ func (n *Network) closePorts(a *Attachment) error {
 	if err != nil {
 		return err
 	}
-	return forgetFlows(a, netlink.ConntrackReplySrcIP)
+	return forgetFlows(a, true)
 }
 
 // drop lets go of the host ports of a sandbox.
@@ -138,40 +136,5 @@ func (n *Network) change(add func(conn *nftables.Conn) error, done func()) error
 		return err
 	}
 	done()
-	return nil
-}
-
-// forgetFlows drops what the kernel remembers of UDP to the host ports of a sandbox: a flow goes on where it went, so a
-// client that does not stop sending would never get to the new sandbox.
-func forgetFlows(a *Attachment, by netlink.ConntrackFilterType) error {
-	for _, address := range a.Addresses {
-		var filters []netlink.CustomConntrackFilter
-		for _, p := range a.Ports {
-			if p.Protocol != "udp" {
-				continue
-			}
-			filter := &netlink.ConntrackFilter{}
-			err := filter.AddProtocol(unix.IPPROTO_UDP)
-			if err == nil && by == netlink.ConntrackReplySrcIP {
-				err = filter.AddIP(by, address.IP.AsSlice())
-			} else if err == nil {
-				err = filter.AddPort(by, p.HostPort)
-			}
-			if err != nil {
-				return err
-			}
-			filters = append(filters, filter)
-		}
-		if len(filters) == 0 {
-			continue
-		}
-		family := netlink.InetFamily(unix.AF_INET6)
-		if address.IP.Is4() {
-			family = unix.AF_INET
-		}
-		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, filters...); err != nil {
-			return fmt.Errorf("forget UDP flows: %w", err)
-		}
-	}
 	return nil
 }
