@@ -39,7 +39,7 @@ func run(t *testing.T, args ...string) map[string][]float64 {
 
 // The program leaves nothing behind.
 func TestBenchMeasuresTheDaemon(t *testing.T) {
-	values := run(t, "-pods=2", "-execs=4", "-concurrency=1,2", "-levels=2,4", "-log-bytes=2000000", "-rounds=2")
+	values := run(t, "-pods=2", "-execs=40", "-concurrency=1,2", "-levels=2,4", "-log-bytes=2000000", "-rounds=2")
 	for _, key := range []string{
 		"pods, host network, 1 at a time: start p50", "pods, pod network, 2 at a time: StartContainer p99",
 		"pods, host network, 1 at a time: start, CPU of the runtime", "pods, pod network, 1 at a time: stop and remove, rate",
@@ -59,7 +59,7 @@ func TestBenchMeasuresTheDaemon(t *testing.T) {
 
 // On the embedded network a pod is no mount in the table of the host.
 func TestBenchCountsWhatPodsHold(t *testing.T) {
-	values := run(t, "-only=density", "-embedded", "-idle=1s", "-pods=1", "-levels=1,16")
+	values := run(t, "-only=density", "-embedded", "-idle=3s", "-pods=1", "-levels=1,16")
 	for _, key := range []string{
 		"density, 16 pods: idle, CPU of the runtime", "density, 16 pods: descriptors, gantry-keeper", "density, 16 pods: threads, gantryd",
 	} {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -68,6 +69,8 @@ func TestAttachAfterTheKeeperDied(t *testing.T) {
 			s := c.attach(t, kinds...)
 			s.write(t, "stdin", "one\n")
 			s.wait(t, "got one")
+			s.write(t, "stdin", "last\n") // which the next keeper may find again, but nothing before it
+			s.wait(t, "got last")
 			old := keeperPID(t, shared)
 			killKeeper(t, shared)
 			if got := s.result(t); !strings.Contains(got, "unavailable") {
@@ -91,7 +94,9 @@ func TestInputEndsAfterTheKeeperDied(t *testing.T) {
 	s.wait(t, "one\n")
 	killKeeper(t, shared)
 	wantEqual(t, "exit code", c.waitExit(t).ExitCode, 0)
-	wantEqual(t, "log", c.logText(t), "one\nover")
+	// A keeper that is killed before it has discarded what it wrote leaves it to its successor to write again.
+	lines := slices.Compact(strings.Split(c.logText(t), "\n"))
+	wantEqual(t, "log", strings.Join(lines, "\n"), "one\nover")
 }
 
 func TestInputEndsOnceOrNever(t *testing.T) {
@@ -142,9 +147,10 @@ func TestAttachToTerminal(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 		return strings.Contains(s.output(), "17 91")
 	})
-	// Another client, with a terminal of its own.
+	// Another client, with a terminal of its own. It gets the keys to detach again and again: those that come before it
+	// has its terminal in raw mode are lost.
 	crictl := append([]string{filepath.Join(shared.Tools, "crictl")}, shared.CrictlArgs()...)
-	command := "stty rows 33 cols 77; (sleep 2; echo; sleep 1; echo; sleep 1; printf '\\020\\021') | script -qec '" +
+	command := "stty rows 33 cols 77; (for i in $(seq 100); do sleep 1; echo; printf '\\020\\021'; done) | script -qec '" +
 		strings.Join(crictl, " ") + " attach -it " + c.id + "' /dev/null"
 	out, err := exec.CommandContext(timeout(t), "script", "-qec", command, "/dev/null").CombinedOutput()
 	if err != nil && !strings.Contains(string(out), "detach") {

@@ -51,7 +51,9 @@ func combination(t *testing.T, options *runtime.NamespaceOption) {
 		wantEqual(t, name+" is shared", a == b, mode != runtime.NamespaceMode_CONTAINER)
 	}
 	if options.Pid == runtime.NamespaceMode_CONTAINER {
-		wantEqual(t, "first process", first.exec(t, "tr '\\0' ' ' < /proc/1/cmdline"), "sleep 1000")
+		eventually(t, "the first process is that of the configuration", func() bool { // the shell becomes it
+			return first.exec(t, "tr '\\0' ' ' < /proc/1/cmdline") == "sleep 1000"
+		})
 	}
 	hostShm, podShm := "/dev/shm/"+first.id, "echo > /dev/shm/"+first.id
 	first.exec(t, podShm)

@@ -11,6 +11,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/test/e2e/images"
@@ -70,7 +71,7 @@ func TestStopSignals(t *testing.T) {
 			})
 			c.waitLog(t, "ready")
 			wantEqual(t, "signal in status", c.status(t).StopSignal, test.told)
-			if err := c.stop(t, 10); err != nil {
+			if err := c.stop(t, 60); err != nil {
 				t.Fatal(err)
 			}
 			wantEqual(t, "exit code", c.status(t).ExitCode, 10+test.number)
@@ -114,7 +115,7 @@ func TestStopsOfDifferentLength(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			if took := time.Since(start); took < test.least || took > 20*time.Second {
+			if took := time.Since(start); took < test.least || took > callTimeout {
 				t.Errorf("the stops took %v, expected %v and a little", took, test.least)
 			}
 			wantEqual(t, "exit code", c.status(t).ExitCode, 137)
@@ -129,13 +130,21 @@ func TestAStopThatWasGivenUpGoesOn(t *testing.T) {
 	c := p.start(t, "c", stubborn)
 	c.waitLog(t, "ready")
 	start := time.Now()
-	giveUp(t, 300*time.Millisecond, func(ctx context.Context) error {
-		_, err := c.node.Runtime.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: c.id, Timeout: 2})
-		return err
-	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	given := make(chan error, 1)
+	go func() {
+		_, err := c.node.Runtime.StopContainer(ctx, &runtime.StopContainerRequest{ContainerId: c.id, Timeout: 5})
+		given <- err
+	}()
+	c.waitLog(t, "asked")
+	cancel()
+	if code := status.Code(<-given); code != codes.Canceled && code != codes.OK { // OK on a machine that is too slow
+		t.Errorf("the stop that was given up has code %v", code)
+	}
 	s := c.waitExit(t)
-	if took := time.Since(start); took < 1900*time.Millisecond || took > 20*time.Second {
-		t.Errorf("the container ended after %v, expected 2 s", took)
+	if took := time.Since(start); took < 4900*time.Millisecond {
+		t.Errorf("the container ended after %v, expected 5 s", took)
 	}
 	wantEqual(t, "exit code", s.ExitCode, 137)
 	wantEqual(t, "number of stop signals", strings.Count(c.logText(t), "asked"), 1)

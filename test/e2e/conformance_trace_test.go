@@ -28,7 +28,7 @@ func leavesNoTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		leaks, err := shared.Leaks(before, 15*time.Second, registry.PID())
+		leaks, err := shared.Leaks(before, time.Minute, registry.PID())
 		if err != nil {
 			t.Errorf("look for leaks: %v", err)
 		}

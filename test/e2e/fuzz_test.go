@@ -26,9 +26,11 @@ import (
 const (
 	// fuzzSeed is the seed of a run without GANTRY_FUZZ_SEED.
 	fuzzSeed = 1
-	// A run ends after so many requests or so much time, of which GANTRY_FUZZ_TIME gives another.
+	// A run ends after so many requests or so much time, of which GANTRY_FUZZ_TIME gives another. A slow machine takes the
+	// time that the least of them need.
 	fuzzRequests = 600
 	fuzzTime     = 15 * time.Second
+	fuzzLeast    = 100
 	// fuzzSandboxes is how many sandboxes there are at once.
 	fuzzSandboxes = 4
 )
@@ -66,7 +68,7 @@ func TestRandomRequests(t *testing.T) {
 	}
 	f := &fuzzer{t: t, r: rand.New(rand.NewPCG(seed, 0)), image: pull(t, shared, images.Busybox), codes: map[codes.Code]int{}}
 	daemon, sent := shared.PID(), 0
-	for end := time.Now().Add(duration); sent < limit && time.Now().Before(end) && !t.Failed(); sent++ {
+	for end := time.Now().Add(duration); sent < limit && (sent < fuzzLeast || time.Now().Before(end)) && !t.Failed(); sent++ {
 		f.step()
 	}
 	t.Logf("seed %d: %d requests, answers by code %v", seed, sent, f.codes)
@@ -165,12 +167,12 @@ func (f *fuzzer) send(method string, request proto.Message) proto.Message {
 
 // sendTo calls a method and judges the answer, which it returns if it is one message.
 func (f *fuzzer) sendTo(client any, name string, request proto.Message) proto.Message {
-	patience := 30 * time.Second
+	patience := callTimeout
 	switch r := request.(type) { // those that may wait for as long as they were told
 	case *runtime.StopContainerRequest, *runtime.GetEventsRequest:
 		patience = 300 * time.Millisecond
 	case *runtime.ExecSyncRequest:
-		r.Timeout = min(r.Timeout, 5)
+		r.Timeout, patience = min(r.Timeout, 5), 30*time.Second
 	}
 	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
 	defer cancel()

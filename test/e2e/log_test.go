@@ -20,16 +20,27 @@ type logLine struct {
 	stream, tag, text string
 }
 
+// readWhole reads a log. The end of a record that is just being written may show later than its beginning: then it reads
+// again.
+func readWhole(t *testing.T, path string) []byte {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(b) == 0 || b[len(b)-1] == '\n' || time.Now().After(end) {
+			return b
+		}
+	}
+}
+
 // readLog parses a log file; a line that is not in the CRI's format fails the test.
 func readLog(t *testing.T, paths ...string) []logLine {
 	t.Helper()
 	var lines []logLine
 	for _, path := range paths {
-		b, err := os.ReadFile(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for raw := range strings.Lines(string(b)) {
+		for raw := range strings.Lines(string(readWhole(t, path))) {
 			fields := strings.SplitN(strings.TrimSuffix(raw, "\n"), " ", 4)
 			if len(fields) != 4 || !strings.HasSuffix(raw, "\n") {
 				t.Fatalf("%s: line is cut or not in the log format: %q", path, raw)
@@ -59,7 +70,7 @@ func (c *container) logText(t *testing.T) string {
 // waitLog waits until the container has written a line, in one record or in several.
 func (c *container) waitLog(t *testing.T, text string) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		b, _ := os.ReadFile(c.logPath)
 		if strings.Contains("\n"+said(string(b))+"\n", "\n"+text+"\n") {
 			return
@@ -68,6 +79,21 @@ func (c *container) waitLog(t *testing.T, text string) {
 			t.Fatalf("the log does not say %q but:\n%s", text, b)
 		}
 	}
+}
+
+// waitCount waits until a counter has come to a number, which is in the log as it is now.
+func (c *container) waitCount(t *testing.T, least int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("the container counts to %d", least), func() bool {
+		b, _ := os.ReadFile(c.logPath)
+		last := 0
+		for line := range strings.Lines(said(string(b))) {
+			if n, err := strconv.Atoi(strings.TrimSuffix(line, "\n")); err == nil && strings.HasSuffix(line, "\n") {
+				last = n
+			}
+		}
+		return last >= least
+	})
 }
 
 // said joins the records of a log.
@@ -163,7 +189,8 @@ func TestRotationLosesAndCutsNoLine(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		wantEqual(t, "size of the rotated file after the reopening", fileSize(t, rotated), size)
 	}
-	if err := c.stop(t, 10); err != nil {
+	c.waitCount(t, 1000)
+	if err := c.stop(t, 60); err != nil {
 		t.Fatal(err)
 	}
 	wantCounting(t, readLog(t, append(files, c.logPath)...), 1000)

@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	top, err := filepath.Abs("../..")
 	if err != nil {
@@ -161,7 +161,7 @@ func footprintAfterOne(ctx context.Context, n *node.Node, allowedPIDs ...int) (n
 
 // leavesNothing removes all sandboxes and images of the shared node and looks for what is left.
 func leavesNothing() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	if !shared.Running() {
 		if err := shared.Start(ctx); err != nil {
@@ -171,7 +171,7 @@ func leavesNothing() error {
 	if err := shared.RemoveAll(ctx); err != nil {
 		return err
 	}
-	leaks, err := shared.Leaks(before, 10*time.Second, registry.PID())
+	leaks, err := shared.Leaks(before, time.Minute, registry.PID())
 	if err != nil {
 		return err
 	}

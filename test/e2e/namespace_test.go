@@ -72,7 +72,7 @@ func TestSharedMemoryIsThePods(t *testing.T) {
 	wantEqual(t, "size of /dev/shm in KiB", first.exec(t, "df -k /dev/shm | tail -1 | awk '{print $2}'"), "65536")
 	wantEqual(t, "ipc namespace", first.exec(t, "readlink /proc/self/ns/ipc"), second.exec(t, "readlink /proc/self/ns/ipc"))
 	other := runPodOn(t, shared, podConfig(t, shared, "-other")).start(t, "c", "sleep 1000")
-	if r := other.execSync(t, 10, "cat", "/dev/shm/note"); r.ExitCode == 0 {
+	if r := other.execSync(t, 60, "cat", "/dev/shm/note"); r.ExitCode == 0 {
 		t.Error("another pod sees the note")
 	}
 }
@@ -121,7 +121,7 @@ func TestMounts(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(dir, "answer")); err != nil || string(b) != "back\n" {
 		t.Errorf("answer on the host is %q, %v", b, err)
 	}
-	if r := c.execSync(t, 10, "touch", "/ro/new"); r.ExitCode == 0 {
+	if r := c.execSync(t, 60, "touch", "/ro/new"); r.ExitCode == 0 {
 		t.Error("read-only mount is writable")
 	}
 	wantEqual(t, "mounts in status", len(c.status(t).Mounts), 3)

@@ -160,7 +160,7 @@ func TestEmbeddedNetworkTakesThePodCIDR(t *testing.T) {
 	}
 	wantEqual(t, "address of the pod from before", old.ip(t), "10.87.0.2")
 	c := old.start(t, "client", "sleep 1000")
-	got := c.exec(t, fmt.Sprintf("for i in $(seq 50); do wget -q -O- http://%s/ && exit; sleep 0.1; done; exit 1", young.ip(t)))
+	got := c.exec(t, fmt.Sprintf("for i in $(seq 300); do wget -q -O- http://%s/ && exit; sleep 0.1; done; exit 1", young.ip(t)))
 	if !strings.Contains(got, "hello from") {
 		t.Errorf("a pod of the other range answered %q", got)
 	}

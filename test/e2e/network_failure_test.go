@@ -19,12 +19,32 @@ import (
 	"github.com/gantry-cri/gantry/test/e2e/node"
 )
 
+// The plugins of a broken network get the time that they need, but where one hangs.
+const (
+	patientNetwork   = "[cni]\nattach_timeout = \"2m\"\n"
+	impatientNetwork = "[cni]\nattach_timeout = \"3s\"\n"
+)
+
+// reconfigure starts the daemon again with another configuration.
+func reconfigure(t *testing.T, n *node.Node, config string) {
+	t.Helper()
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(n.Dir, "config.toml"), []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // brokenNetwork is a node whose network has one more plugin, the one named, of which bin makes the program.
 func brokenNetwork(t *testing.T) (n *node.Node, plugins string) {
 	t.Helper()
 	name := "net" + strings.ToLower(filepath.Base(t.Name()))[:6]
 	n, err := newNode(name, func(o *node.Options) {
-		o.Config = "[cni]\nattach_timeout = \"3s\"\n"
+		o.Config = patientNetwork
 		o.CNIBin = filepath.Join(o.Dir, "plugins")
 		if err := os.MkdirAll(o.CNIBin, 0o755); err != nil {
 			t.Fatal(err)
@@ -103,7 +123,7 @@ func TestNetworkThatFails(t *testing.T) {
 				t.Errorf("run sandbox with a network that fails: %v", err)
 			}
 			wantOnlyStopped(t, n)
-			leaks, err := n.Leaks(before, 10*time.Second, registry.PID(), shared.PID(), keeperPID(t, shared))
+			leaks, err := n.Leaks(before, time.Minute, registry.PID(), shared.PID(), keeperPID(t, shared))
 			if err != nil || len(leaks) > 0 {
 				t.Errorf("left behind: %s, %v", strings.Join(leaks, "\n  "), err)
 			}
@@ -137,16 +157,17 @@ func TestNetworkThatHangs(t *testing.T) {
 	}
 	setPlugin(t, n, "sleep 4730")
 	config := podConfig(t, n, "")
-	start := time.Now()
+	reconfigure(t, n, impatientNetwork)
 	_, err = n.Runtime.RunPodSandbox(timeout(t), &runtime.RunPodSandboxRequest{Config: config})
-	if took := time.Since(start); err == nil || took > 20*time.Second {
-		t.Errorf("run sandbox with a network that hangs took %v: %v", took, err)
+	if err == nil || !strings.Contains(err.Error(), "timed out") { // and not after the 4730 s of the plugin
+		t.Errorf("run sandbox with a network that hangs: %v", err)
 	}
+	reconfigure(t, n, patientNetwork)
 	wantOnlyStopped(t, n)
 	if pids := processesWith(t, "4730"); len(pids) > 0 {
 		t.Errorf("the plugin is left: %v", pids)
 	}
-	leaks, err := n.Leaks(before, 10*time.Second, allowed...)
+	leaks, err := n.Leaks(before, time.Minute, allowed...)
 	if err != nil || len(leaks) > 0 {
 		t.Errorf("left behind: %s, %v", strings.Join(leaks, "\n  "), err)
 	}

@@ -45,7 +45,7 @@ func TestContainersOfAPodTalkOverLocalhost(t *testing.T) {
 	p := runPod(t)
 	p.start(t, "server", "", webServer)
 	client := p.start(t, "client", "sleep 1000")
-	got := client.exec(t, "for i in $(seq 50); do wget -q -O- http://127.0.0.1/ && exit; sleep 0.1; done; exit 1")
+	got := client.exec(t, "for i in $(seq 300); do wget -q -O- http://127.0.0.1/ && exit; sleep 0.1; done; exit 1")
 	if !strings.Contains(got, "hello from "+p.config.Hostname) {
 		t.Errorf("server answered %q", got)
 	}
@@ -64,7 +64,7 @@ func podsTalk(t *testing.T, n *node.Node) {
 	client := runPodOn(t, n, podConfig(t, n, "-client"))
 	server.start(t, "server", "", webServer)
 	c := client.start(t, "client", "sleep 1000")
-	got := c.exec(t, fmt.Sprintf("for i in $(seq 50); do wget -q -O- http://%s/ && exit; sleep 0.1; done; exit 1", server.ip(t)))
+	got := c.exec(t, fmt.Sprintf("for i in $(seq 300); do wget -q -O- http://%s/ && exit; sleep 0.1; done; exit 1", server.ip(t)))
 	if !strings.Contains(got, "hello from "+server.config.Hostname) {
 		t.Errorf("server answered %q", got)
 	}

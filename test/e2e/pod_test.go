@@ -20,7 +20,7 @@ import (
 )
 
 // callTimeout bounds one call; none of a healthy node takes as long, not even on a busy machine.
-const callTimeout = time.Minute
+const callTimeout = 3 * time.Minute
 
 // timeout is a context for one call.
 func timeout(t *testing.T) context.Context {
@@ -249,7 +249,7 @@ func (c *container) waitExit(t *testing.T) *runtime.ContainerStatus {
 // exec runs a shell script in the container by ExecSync; it has to succeed.
 func (c *container) exec(t *testing.T, scriptText string) string {
 	t.Helper()
-	response := c.execSync(t, 20, "sh", "-c", scriptText)
+	response := c.execSync(t, 120, "sh", "-c", scriptText)
 	if response.ExitCode != 0 {
 		t.Fatalf("exec %q: code %d, stdout %q, stderr %q", scriptText, response.ExitCode, response.Stdout, response.Stderr)
 	}
@@ -270,7 +270,7 @@ func (c *container) execSync(t *testing.T, seconds int64, command ...string) *ru
 // eventually waits for a condition.
 func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain: %s", what)
 		}

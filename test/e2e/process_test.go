@@ -109,7 +109,7 @@ func TestCapabilities(t *testing.T) {
 func TestReadonlyRootfs(t *testing.T) {
 	p := runPod(t)
 	c := p.start(t, "c", "sleep 1000", security(func(s *runtime.LinuxContainerSecurityContext) { s.ReadonlyRootfs = true }))
-	if r := c.execSync(t, 10, "touch", "/file"); r.ExitCode == 0 || !strings.Contains(string(r.Stderr), "Read-only") {
+	if r := c.execSync(t, 60, "touch", "/file"); r.ExitCode == 0 || !strings.Contains(string(r.Stderr), "Read-only") {
 		t.Errorf("writing to the root: code %d, %s", r.ExitCode, r.Stderr)
 	}
 	c.exec(t, "touch /dev/shm/file")
@@ -124,7 +124,7 @@ func TestMaskedAndReadonlyPaths(t *testing.T) {
 	wantEqual(t, "size of a masked file", c.exec(t, "cat /proc/keys /etc/passwd | wc -c"), "0")
 	wantEqual(t, "entries of a masked directory", c.exec(t, "ls -A /proc/scsi | wc -l"), "0")
 	for _, path := range []string{"/etc/new", "/proc/sys/kernel/domainname"} {
-		if r := c.execSync(t, 10, "sh", "-c", "echo x > "+path); r.ExitCode == 0 {
+		if r := c.execSync(t, 60, "sh", "-c", "echo x > "+path); r.ExitCode == 0 {
 			t.Errorf("read-only %s is writable", path)
 		}
 	}
@@ -179,7 +179,7 @@ func TestSeccomp(t *testing.T) {
 				}
 			}))
 			wantEqual(t, "seccomp mode", c.exec(t, "grep Seccomp: /proc/1/status | tr -dc 0-9"), test.mode)
-			r := c.execSync(t, 10, "sh", "-c", test.command)
+			r := c.execSync(t, 60, "sh", "-c", test.command)
 			wantEqual(t, "whether it is allowed: "+test.command, r.ExitCode == 0, test.allowed)
 			wantEqual(t, "seccomp mode of an exec", c.exec(t, "grep Seccomp: /proc/self/status | tr -dc 0-9"), test.mode)
 		})
@@ -198,7 +198,7 @@ func TestTerminal(t *testing.T) {
 	}
 	// crictl wants a terminal itself: script gives it one, of a size that has to arrive.
 	crictl := append([]string{filepath.Join(shared.Tools, "crictl")}, shared.CrictlArgs()...)
-	command := "stty rows 33 cols 77; " + strings.Join(crictl, " ") + " exec -it " + c.id + " sh -c 'tty; sleep 1; stty size'"
+	command := "stty rows 33 cols 77; " + strings.Join(crictl, " ") + " exec -it " + c.id + " sh -c 'tty; for i in $(seq 600); do stty size | grep \"33 77\" && break; sleep 0.1; done'"
 	out, err := exec.CommandContext(timeout(t), "script", "-qec", command, "/dev/null").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "/dev/pts/") || !strings.Contains(string(out), "33 77") {
 		t.Errorf("exec with a terminal of 33 by 77: %v, %q", err, out)
@@ -218,11 +218,11 @@ func TestPrivileged(t *testing.T) {
 func TestExecTellsExitCodeAndStreams(t *testing.T) {
 	p := runPod(t)
 	c := p.start(t, "c", "sleep 1000")
-	r := c.execSync(t, 10, "sh", "-c", "echo out; echo err >&2; exit 7")
+	r := c.execSync(t, 60, "sh", "-c", "echo out; echo err >&2; exit 7")
 	wantEqual(t, "exit code", r.ExitCode, 7)
 	wantEqual(t, "stdout", string(r.Stdout), "out\n")
 	wantEqual(t, "stderr", string(r.Stderr), "err\n")
-	r = c.execSync(t, 10, "sh", "-c", "kill -9 $$")
+	r = c.execSync(t, 60, "sh", "-c", "kill -9 $$")
 	wantEqual(t, "exit code of a killed process", r.ExitCode, 137)
 	// A child that holds the streams does not hold the call.
 	r = c.execSync(t, 20, "sh", "-c", "sleep 300 & echo started")

@@ -114,7 +114,7 @@ func (pop *population) check(t *testing.T, ended bool, ip string, ids []string) 
 		t.Errorf("a new container does not share the pid namespace: %s", got)
 	}
 	pop.counter.waitLog(t, "100")
-	if err := pop.counter.stop(t, 20); err != nil {
+	if err := pop.counter.stop(t, 60); err != nil {
 		t.Errorf("stop: %v", err)
 	}
 	wantEqual(t, "exit code of the stopped container", pop.counter.status(t).ExitCode, 3)
@@ -196,7 +196,8 @@ func TestKeeperKilledAgainAndAgain(t *testing.T) {
 		killKeeper(t, shared)
 		awaitKeeper(t, shared, old)
 	}
-	if err := c.stop(t, 20); err != nil {
+	c.waitCount(t, 1000)
+	if err := c.stop(t, 60); err != nil {
 		t.Fatal(err)
 	}
 	wantEqual(t, "exit code", c.status(t).ExitCode, 0)
@@ -227,7 +228,9 @@ func TestContainerThatDiedWhileNobodyLooked(t *testing.T) {
 	for _, pid := range pids {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
-	time.Sleep(100 * time.Millisecond)
+	for _, pid := range pids { // a zombie would still tell its exit code
+		eventually(t, "the process is gone", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
+	}
 	restart(t)
 	s := c.waitExit(t)
 	wantEqual(t, "exit code that nobody could learn", s.ExitCode, 255)

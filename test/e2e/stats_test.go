@@ -58,20 +58,26 @@ func TestStatsOfABusyContainerAreTheKernels(t *testing.T) {
 	p := runPod(t)
 	c := p.start(t, "busy", "while :; do :; done")
 	idle := p.start(t, "idle", "sleep 1000")
-	first := c.stats(t)
-	time.Sleep(1400 * time.Millisecond)
-	low := c.cpuUsage(t)
-	time.Sleep(1100 * time.Millisecond) // whoever asks for one container gets a sample of the last second
-	second := c.stats(t)
-	high := c.cpuUsage(t)
-	used := second.GetCpu().GetUsageCoreNanoSeconds().GetValue()
-	if used < low || used > high {
-		t.Errorf("CPU usage is %d, the kernel says %d before and %d after", used, low, high)
+	var used uint64
+	var spent, rate float64
+	// The rate is of a part of the time between the two samples. How much of it the container gets is the machine's to say.
+	right := func() bool { return rate >= 1e7 && rate >= spent/2 && rate <= spent*2 }
+	for try := 0; !right() && try < 10; try++ {
+		first := c.stats(t)
+		time.Sleep(1400 * time.Millisecond)
+		low := c.cpuUsage(t)
+		time.Sleep(1500 * time.Millisecond) // whoever asks for one container gets a sample of the last second
+		second := c.stats(t)
+		high := c.cpuUsage(t)
+		used = second.GetCpu().GetUsageCoreNanoSeconds().GetValue()
+		if used < low || used > high {
+			t.Errorf("CPU usage is %d, the kernel says %d before and %d after", used, low, high)
+		}
+		spent = float64(used-first.GetCpu().GetUsageCoreNanoSeconds().GetValue()) /
+			float64(second.GetCpu().GetTimestamp()-first.GetCpu().GetTimestamp()) * 1e9
+		rate = float64(second.GetCpu().GetUsageNanoCores().GetValue())
 	}
-	spent := float64(used-first.GetCpu().GetUsageCoreNanoSeconds().GetValue()) /
-		float64(second.GetCpu().GetTimestamp()-first.GetCpu().GetTimestamp()) * 1e9
-	rate := float64(second.GetCpu().GetUsageNanoCores().GetValue())
-	if rate < 1e7 || rate < spent/2 || rate > spent*2 {
+	if !right() {
 		t.Errorf("rate is %.0f nanocores, the two samples give %.0f", rate, spent)
 	}
 	if other := idle.stats(t).GetCpu().GetUsageCoreNanoSeconds().GetValue(); other > used/2 {
@@ -97,7 +103,7 @@ func TestStatsOfMemoryAreTheKernels(t *testing.T) {
 		"2>/dev/null; echo ready; read y < /dev/zero; sleep 1000 & wait", limits(&runtime.LinuxContainerResources{
 		MemoryLimitInBytes: limit,
 	}))
-	eventually(t, "the file is written", func() bool { return strings.Contains(c.logText(t), "ready") })
+	c.waitLog(t, "ready")
 	eventually(t, "the sample is of after that", func() bool {
 		return c.stats(t).GetMemory().GetRssBytes().GetValue() >= 20<<20 && c.stats(t).WritableLayer != nil
 	})
@@ -159,7 +165,11 @@ func TestStatsOfTheNetwork(t *testing.T) {
 	p := runPod(t)
 	c := p.start(t, "c", "sleep 1000")
 	c.exec(t, "ping -c 3 -i 0.2 -s 1000 $(ip route | sed -n 's/default via \\([0-9.]*\\).*/\\1/p')")
-	network := p.stats(t).GetLinux().GetNetwork()
+	var network *runtime.NetworkUsage
+	eventually(t, "the sample is of after that", func() bool { // it may be of the last second
+		network = p.stats(t).GetLinux().GetNetwork()
+		return network.GetDefaultInterface().GetTxBytes().GetValue() >= 3000
+	})
 	wantEqual(t, "default interface", network.GetDefaultInterface().GetName(), "eth0")
 	for _, name := range []string{"rx", "tx"} {
 		told := network.GetDefaultInterface().GetRxBytes().GetValue()

@@ -84,9 +84,10 @@ func TestOnTheUnifiedHierarchy(t *testing.T) {
 			t.Error("no error")
 		}
 		eventually(t, "the tree is gone", func() bool { return len(processesWith(t, "4812")) == 0 })
-		if subs, _ := filepath.Glob(filepath.Join(dir(c), "exec-*")); len(subs) != 0 {
-			t.Errorf("cgroups of execs are left: %v", subs)
-		}
+		eventually(t, "no cgroup of an exec is left", func() bool {
+			subs, _ := filepath.Glob(filepath.Join(dir(c), "exec-*"))
+			return len(subs) == 0
+		})
 	})
 
 	t.Run("a forced stop kills more than init", func(t *testing.T) {

@@ -93,7 +93,7 @@ func TestUserNamespaceMapsIDs(t *testing.T) {
 	wantEqual(t, "owner in /dev/shm", c.exec(t, "stat -c %u:%g /dev/shm /dev/shm/x"), "0:0\n0:0")
 	c.exec(t, "echo > /dev/null && head -c1 /dev/zero > /dev/full; test -r /sys/class/net/eth0/address && mount | grep -q /sys/fs/cgroup")
 	for _, forbidden := range []string{"mknod /dev/kmsg2 c 1 11", "mount -o remount,rw /sys", "cat /proc/1/root/../../etc/shadow > /dev/null"} {
-		if r := c.execSync(t, 10, "sh", "-c", forbidden); r.ExitCode == 0 {
+		if r := c.execSync(t, 60, "sh", "-c", forbidden); r.ExitCode == 0 {
 			t.Errorf("%s: succeeded", forbidden)
 		}
 	}
@@ -146,11 +146,11 @@ func TestTwoMappingsOfOneImageAndVolume(t *testing.T) {
 		wantEqual(t, "owner of what the host made", c.exec(t, "stat -c %u:%g /vol/given /ro/given /rro/given /etc/given /mem"), strings.Repeat("0:0\n", 4)+"0:0")
 		wantEqual(t, "owner in image volumes", c.exec(t, "stat -c %u:%g /image/data /part/file /etc/one"), "0:0\n0:0\n0:0")
 		wantEqual(t, "content of image volumes", c.exec(t, "cat /image/data/sub/file /part/file /etc/one"), strings.Repeat("from the image", 3))
-		if r := c.execSync(t, 10, "touch", "/image/new"); r.ExitCode == 0 {
+		if r := c.execSync(t, 60, "touch", "/image/new"); r.ExitCode == 0 {
 			t.Error("image volume is writable")
 		}
 		for _, path := range []string{"/ro/new", "/rro/new"} {
-			if r := c.execSync(t, 10, "touch", path); r.ExitCode == 0 {
+			if r := c.execSync(t, 60, "touch", path); r.ExitCode == 0 {
 				t.Errorf("read-only volume is writable: %s", path)
 			}
 		}
@@ -180,11 +180,11 @@ func TestPodsInAndOutsideUserNamespacesTalk(t *testing.T) {
 		from *container
 		to   *pod
 	}{{inMapped, plain}, {inPlain, mapped}, {inMapped, mapped}} {
-		got := tc.from.exec(t, fmt.Sprintf("for i in $(seq 50); do wget -q -O- http://%s/ && exit; sleep 0.1; done; exit 1", tc.to.ip(t)))
+		got := tc.from.exec(t, fmt.Sprintf("for i in $(seq 300); do wget -q -O- http://%s/ && exit; sleep 0.1; done; exit 1", tc.to.ip(t)))
 		if !strings.Contains(got, "hello from "+tc.to.config.Hostname) {
 			t.Errorf("server answered %q", got)
 		}
-		tc.from.exec(t, "ping -c 1 -w 5 "+tc.to.ip(t))
+		tc.from.exec(t, "ping -c 1 -w 30 "+tc.to.ip(t))
 	}
 }
 
@@ -223,7 +223,7 @@ func TestPrivilegedInUserNamespace(t *testing.T) {
 		s.Privileged = true
 	}))
 	c.exec(t, "mkdir /mnt && mount -t tmpfs none /mnt && mount | grep -q ' /mnt '")
-	if r := c.execSync(t, 10, "sh", "-c", "echo 1 > /proc/sys/kernel/panic_on_warn"); r.ExitCode == 0 {
+	if r := c.execSync(t, 60, "sh", "-c", "echo 1 > /proc/sys/kernel/panic_on_warn"); r.ExitCode == 0 {
 		t.Error("root inside changed the host")
 	}
 }
@@ -268,7 +268,7 @@ func TestUserNamespaceOnTheHostsNetwork(t *testing.T) {
 	wantEqual(t, "mapping", strings.Join(strings.Fields(c.exec(t, "cat /proc/self/uid_map")), " "), "0 200000 65536")
 	wantEqual(t, "loopback in /sys", c.exec(t, "cat /sys/class/net/lo/mtu"), "65536")
 	for _, path := range []string{"/sys/kernel/mm/transparent_hugepage/enabled", "/sys/class/net/lo/mtu"} {
-		if r := c.execSync(t, 10, "sh", "-c", "cat "+path+" > /tmp/x; cat /tmp/x > "+path); r.ExitCode == 0 {
+		if r := c.execSync(t, 60, "sh", "-c", "cat "+path+" > /tmp/x; cat /tmp/x > "+path); r.ExitCode == 0 {
 			t.Errorf("%s can be written", path)
 		}
 	}

@@ -86,7 +86,7 @@ func TestImageVolumeOfASingleFile(t *testing.T) {
 	data := pull(t, shared, images.Data)
 	c := p.start(t, "c", "sleep 1000", imageVolume(data, "data/alias/file", func(m *runtime.Mount) { m.ContainerPath = "/etc/one" }))
 	wantEqual(t, "the file", c.exec(t, "cat /etc/one"), "from the image")
-	if r := c.execSync(t, 10, "sh", "-c", "echo x >> /etc/one"); r.ExitCode == 0 {
+	if r := c.execSync(t, 60, "sh", "-c", "echo x >> /etc/one"); r.ExitCode == 0 {
 		t.Error("the file is writable")
 	}
 	wantEqual(t, "sub-path in the status", c.status(t).Mounts[0].ImageSubPath, "data/alias/file")

@@ -141,7 +141,7 @@ func removeCgroups(name string) {
 	}
 	for _, h := range hierarchies {
 		top := filepath.Join(h.path, name)
-		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 			var dirs []string
 			filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 				if err == nil && d.IsDir() {

@@ -26,7 +26,7 @@ func (n *Node) KeeperHello() (*keeper.HelloReply, error) {
 }
 
 // keeperPatience is how long a keeper may take to exit.
-const keeperPatience = 30 * time.Second
+const keeperPatience = time.Minute
 
 // shutdownKeeper ends the keeper if there is one; it refuses while a container lives and is then killed.
 func (n *Node) shutdownKeeper() error {
@@ -67,12 +67,12 @@ func (n *Node) awaitKeeper() error {
 
 // askKeeper sends a request without descriptors and decodes the reply unless it is nil.
 func (n *Node) askKeeper(verb keeper.Verb, request, reply any) error {
-	conn, err := net.DialTimeout("unix", n.KeeperSocket(), 2*time.Second)
+	conn, err := net.DialTimeout("unix", n.KeeperSocket(), 30*time.Second)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err

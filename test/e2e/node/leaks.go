@@ -60,12 +60,16 @@ func (n *Node) Footprint(allowedPIDs ...int) (Footprint, error) {
 	return f, nil
 }
 
-// Leaks compares the footprint with one of before, until nothing is left or the time is over, and says what is new.
+// Leaks compares the footprint with one of before, until nothing is left or the time is over, and says what is new. To
+// look around fails when something changes meanwhile, such as a table of the firewall; then it looks again, too.
 func (n *Node) Leaks(before Footprint, timeout time.Duration, allowedPIDs ...int) ([]string, error) {
 	for deadline := time.Now().Add(timeout); ; time.Sleep(100 * time.Millisecond) {
 		now, err := n.Footprint(allowedPIDs...)
 		if err != nil {
-			return nil, err
+			if time.Now().After(deadline) {
+				return nil, err
+			}
+			continue
 		}
 		var leaks []string
 		for item := range now {

@@ -56,7 +56,7 @@ type Node struct {
 }
 
 // startTimeout is how long a daemon may take until it answers.
-const startTimeout = 30 * time.Second
+const startTimeout = 2 * time.Minute
 
 // New makes the directories of a node and clients for it. The daemon is started by Start.
 func New(opts Options) (*Node, error) {
@@ -208,9 +208,9 @@ func (n *Node) Stop() error {
 	n.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-n.exited:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		n.Kill()
-		return errors.New("gantryd did not end within 20 s of SIGTERM")
+		return errors.New("gantryd did not end within a minute of SIGTERM")
 	}
 	if code := n.cmd.ProcessState.ExitCode(); code != 0 {
 		return fmt.Errorf("gantryd: %v after SIGTERM\n%s", n.cmd.ProcessState, tail(n.LogFile()))

@@ -75,7 +75,7 @@ func StartRegistryAt(ctx context.Context, address, tools, dir string, auth bool)
 }
 
 func (r *Registry) wait(ctx context.Context) error {
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.Address+"/v2/", nil)
 		if err != nil {
