@@ -125,6 +125,9 @@ func (t *capture) freezer() string {
 // captureAll freezes all containers and then captures each. It leaves them frozen, also on error.
 func (k *Keeper) captureAll(ctx context.Context, program string, targets []*capture) error {
 	for _, t := range targets {
+		if err := t.c.awaitCommand(ctx); err != nil {
+			return err
+		}
 		if err := k.layout.writeIntent(t.c.id, intent{}); err != nil {
 			return err
 		}
@@ -200,6 +203,33 @@ func (l layout) removeIntent(id string) error {
 		return err
 	}
 	return nil
+}
+
+// awaitCommand waits until the process of a container that was just started executes its command. Before, it is the
+// keeper's program, which CRIU cannot capture; and while its threads end for the execution it cannot be frozen.
+func (c *container) awaitCommand(ctx context.Context) error {
+	for deadline := time.Now().Add(freezePatience); c.isInit() && time.Now().Before(deadline); {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// isInit reports whether the process has executed nothing since it was forked and is the keeper's program, or
+// libcontainer's copy of it. What CRIU restored has executed nothing either.
+func (c *container) isInit() bool {
+	const forkNoExec = 0x40 // PF_FORKNOEXEC
+	s, err := readStat(c.pid)
+	if err != nil || s.flags&forkNoExec == 0 {
+		return false
+	}
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.pid))
+	own, ownErr := os.Executable()
+	return err == nil && ownErr == nil &&
+		(strings.TrimSuffix(filepath.Base(program), " (deleted)") == filepath.Base(own) || strings.HasPrefix(program, "/memfd:"))
 }
 
 // freezeTree freezes a cgroup with all below it and returns when it is frozen.

@@ -180,6 +180,21 @@ func TestCheckpointOfAPodIsOneMoment(t *testing.T) {
 	}
 }
 
+// TestCheckpointRightAfterTheStart captures what may not have come to execute its command.
+func TestCheckpointRightAfterTheStart(t *testing.T) {
+	needCRIU(t)
+	p := runPod(t)
+	for i := range 10 {
+		c := p.start(t, fmt.Sprint("c", i), counterScript)
+		if err := p.checkpoint(t, t.TempDir(), c); err != nil {
+			t.Error(err)
+		}
+		if err := c.stop(t, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 const neverFrozen = "never frozen together"
 
 // lookAtFrozen looks from the moment when both are frozen until both are captured: the layers are written last.
