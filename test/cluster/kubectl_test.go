@@ -72,7 +72,9 @@ func TestExec(t *testing.T) {
 	// script is the terminal of kubectl.
 	cmd := exec.CommandContext(timeout(t), "script", "-qec",
 		fmt.Sprintf("stty rows 33 cols 77; kubectl -n %s exec -it main -- sh", s), "/dev/null")
-	cmd.Stdin = strings.NewReader("tty; echo size $(stty size)\nexit 7\n")
+	// The size may arrive after the shell has begun.
+	cmd.Stdin = strings.NewReader("tty; for i in $(seq 600); do stty size | grep -q '^33 77' && break; sleep 0.1; done; " +
+		"echo size $(stty size)\nexit 7\n")
 	terminal, err := cmd.CombinedOutput()
 	if cmd.ProcessState.ExitCode() != 7 {
 		t.Errorf("the shell on a terminal: %v", err)
@@ -133,7 +135,10 @@ metadata: {name: main}
 spec:
   terminationGracePeriodSeconds: 1
   containers:
-  - {name: main, image: AGNHOST, args: [netexec, --http-port=8080]}`)
+  - name: main
+    image: AGNHOST
+    args: [netexec, --http-port=8080]
+    readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1, timeoutSeconds: 30}`)
 	s.kubectl(t, "wait", "--for=condition=Ready", "pod/main", "--timeout=5m")
 	ctx, cancel := context.WithCancel(timeout(t))
 	defer cancel()

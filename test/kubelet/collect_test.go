@@ -57,8 +57,12 @@ containers:
 		}
 		return nil
 	})
-	links, _ := filepath.Glob("/var/log/containers/" + p.Name + "_*")
-	wantEqual(t, "links to logs that are left", strings.Join(links, " "), "")
+	eventually(t, "the links to its logs to be gone", func() error {
+		if links, _ := filepath.Glob("/var/log/containers/" + p.Name + "_*"); len(links) > 0 {
+			return fmt.Errorf("there are %s", strings.Join(links, " "))
+		}
+		return nil
+	})
 }
 
 // smallNode is a daemon whose images are on a filesystem of 160 MiB, with a kubelet that wants 60 MiB of it free. Port 0

@@ -102,21 +102,22 @@ func TestGraceIsKeptAndEnds(t *testing.T) {
 	t.Parallel()
 	dir := hostDir(t)
 	p := start(t, fmt.Sprintf(`
-terminationGracePeriodSeconds: 5
+terminationGracePeriodSeconds: 15
 volumes: [{name: host, hostPath: {path: %q}}]
 containers:
 - name: polite
   image: BUSYBOX
-  command: [sh, -c, "trap 'sleep 2; echo bye > /host/polite; exit 0' TERM; while :; do sleep 0.1; done"]
+  command: [sh, -c, "trap 'sleep 2; echo bye > /host/polite; exit 0' TERM; echo ready; while :; do sleep 0.1; done"]
   volumeMounts: [{name: host, mountPath: /host}]
 - name: deaf
   image: BUSYBOX
   command: [sh, -c, "trap '' TERM; while :; do date +%%s >> /host/deaf; sleep 0.2; done"]
   volumeMounts: [{name: host, mountPath: /host}]`, dir))
 	p.running(t)
+	p.logsHave(t, "polite", "ready\n")
 	took := p.deleteNow(t)
 	wantEqual(t, "what the polite one did", readFile(t, filepath.Join(dir, "polite")), "bye\n")
-	if took < 5*time.Second {
+	if took < 15*time.Second {
 		t.Errorf("the pod ended after %v, before its grace was over", took)
 	}
 	before := readFile(t, filepath.Join(dir, "deaf"))

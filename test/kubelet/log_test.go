@@ -3,7 +3,7 @@
 package kubelet
 
 import (
-	"bufio"
+	"bytes"
 	"compress/gzip"
 	"fmt"
 	"io"
@@ -91,45 +91,65 @@ containers:
 	p.running(t)
 	p.logsHave(t, "main", "complete\n")
 	dir := filepath.Join(shared.PodLogs, fmt.Sprintf("%s_%s_%s", Namespace, p.Name, p.UID(timeout(t))), "main")
-	var files []string
-	eventually(t, "a rotated and a compressed file", func() error {
-		files, _ = filepath.Glob(filepath.Join(dir, "0.log.*"))
-		if !slices.ContainsFunc(files, func(f string) bool { return strings.HasSuffix(f, ".gz") }) {
-			return fmt.Errorf("files are %v", files)
-		}
-		return nil
+	var log []byte
+	eventually(t, "a rotated and a compressed file, and no rotation while they are read", func() (err error) {
+		log, err = rotatedLog(dir)
+		return err
 	})
-	slices.Sort(files) // by time
 	next := 1
-	for _, file := range append(files, filepath.Join(dir, "0.log")) {
-		next = countLines(t, file, next)
-	}
-	wantEqual(t, "lines", next-1, lines)
-}
-
-// countLines checks that the lines of a log file go on from a number and returns the next one.
-func countLines(t *testing.T, file string, next int) int {
-	t.Helper()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	var reader io.Reader = f
-	if strings.HasSuffix(file, ".gz") {
-		if reader, err = gzip.NewReader(f); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for scanner := bufio.NewScanner(reader); scanner.Scan(); {
-		fields := strings.Fields(scanner.Text())
+	for line := range strings.Lines(string(log)) {
+		fields := strings.Fields(line)
 		if len(fields) > 3 && fields[3] == "complete" {
 			continue
 		}
 		if len(fields) != 6 || fields[2] != "F" || fields[4] != fmt.Sprint(next) {
-			t.Fatalf("%s: line is %q, want number %d", filepath.Base(file), scanner.Text(), next)
+			t.Fatalf("line is %q, want number %d", line, next)
 		}
 		next++
 	}
-	return next
+	wantEqual(t, "lines", next-1, lines)
+}
+
+// rotatedLog reads all files of a log in the order of writing. It is an error when none is compressed yet, and when the
+// kubelet rotates or compresses meanwhile.
+func rotatedLog(dir string) ([]byte, error) {
+	list := func() (files []string, state string) {
+		files, _ = filepath.Glob(filepath.Join(dir, "0.log.*"))
+		slices.Sort(files) // by time
+		files = append(files, filepath.Join(dir, "0.log"))
+		for _, file := range files {
+			if info, err := os.Stat(file); err == nil {
+				state += fmt.Sprintln(file, info.Size(), info.ModTime())
+			}
+		}
+		return files, state
+	}
+	files, before := list()
+	var log []byte
+	compressed := 0
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return nil, err
+		}
+		name, gz := strings.CutSuffix(file, ".gz")
+		if gz {
+			compressed++
+			reader, err := gzip.NewReader(bytes.NewReader(b))
+			if err != nil {
+				return nil, err
+			}
+			if b, err = io.ReadAll(reader); err != nil {
+				return nil, err
+			}
+		}
+		if strings.HasSuffix(name, ".tmp") || gz && slices.Contains(files, name) {
+			return nil, fmt.Errorf("one is being compressed: %v", files)
+		}
+		log = append(log, b...)
+	}
+	if _, after := list(); after != before || compressed == 0 {
+		return nil, fmt.Errorf("%d of the files are compressed: before\n%safter\n%s", compressed, before, after)
+	}
+	return log, nil
 }

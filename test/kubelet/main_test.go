@@ -54,7 +54,7 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) (code int, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	if err := startNode(ctx); err != nil {
 		return 0, err
@@ -200,7 +200,7 @@ var kubelets = regexp.MustCompile(`^cgroup /sys/fs/cgroup/[^/]+/(kubepods|small|
 // closeAll ends the kubelet, removes what it left in the runtime, looks whether anything outlives that, and ends the
 // daemon.
 func closeAll() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	if err := shared.Stop(); err != nil {
 		return err
@@ -213,7 +213,7 @@ func closeAll() error {
 	if err := gantry.RemoveAll(ctx); err != nil {
 		return err
 	}
-	leaks, err := gantry.Leaks(before, 10*time.Second, registry.PID())
+	leaks, err := gantry.Leaks(before, time.Minute, registry.PID())
 	if err != nil {
 		return err
 	}

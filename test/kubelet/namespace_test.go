@@ -110,7 +110,7 @@ containers:
 - {name: main, image: BUSYBOX, command: [sleep, inf]}`)
 	client.running(t)
 	url := "http://" + server.running(t).PodIP + "/hostname"
-	wantEqual(t, "answer", client.shell(t, "main", "wget -q -O - "+url), "reached")
+	wantEqual(t, "answer", client.shell(t, "main", "for i in $(seq 300); do wget -q -O - "+url+" && exit; sleep 0.1; done; exit 1"), "reached")
 	wantEqual(t, "hostname", client.shell(t, "main", "hostname"), "named")
 	wantContains(t, "hosts", client.shell(t, "main", "cat /etc/hosts"), "10.1.2.3\talias")
 	wantEqual(t, "resolv.conf", client.shell(t, "main", "cat /etc/resolv.conf"),
@@ -128,7 +128,12 @@ containers:
 	wantContains(t, "processes", p.shell(t, "two", "ps -o pid,args"), "sleep 33333")
 	p.shell(t, "two", "kill -9 $(ps -o pid,args | awk '/sleep 33333/ && !/awk/ {print $1}')")
 	p.wait(t, "a restart", func(s *Status) bool { return s.Container("one").RestartCount == 1 && s.Ready() })
-	wantEqual(t, "zombies", p.shell(t, "one", "ps -o stat | grep -c Z || true"), "0")
+	eventually(t, "all zombies to be reaped", func() error {
+		if out := p.shell(t, "one", "ps -o stat | grep -c Z || true"); out != "0" {
+			return fmt.Errorf("there are %s", out)
+		}
+		return nil
+	})
 }
 
 func TestSysctls(t *testing.T) {

@@ -21,7 +21,7 @@ var imageNames = strings.NewReplacer(
 )
 
 // patience is how long a test waits for what has to happen: long, since the machine may be busy.
-const patience = 2 * time.Minute
+const patience = 4 * time.Minute
 
 func timeout(t *testing.T) context.Context {
 	t.Helper()

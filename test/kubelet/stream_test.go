@@ -106,10 +106,11 @@ func TestPortForward(t *testing.T) {
 containers:
 - {name: main, image: BUSYBOX, command: [httpd, -f, -p, "127.0.0.1:8080", -h, /etc]}`)
 	p.running(t)
-	answer, err := p.Forward(timeout(t), 8080, "GET /hostname HTTP/1.0\r\n\r\n")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var answer string
+	eventually(t, "an answer of the server", func() (err error) { // which may not listen yet
+		answer, err = p.Forward(timeout(t), 8080, "GET /hostname HTTP/1.0\r\n\r\n")
+		return err
+	})
 	wantContains(t, "answer", answer, "\r\n\r\n"+p.Name)
 	if _, err := p.Forward(timeout(t), 8081, "x"); err == nil {
 		t.Error("a port that nobody listens on could be forwarded to")

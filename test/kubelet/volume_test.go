@@ -28,7 +28,7 @@ containers:
   command: [sleep, inf]
   volumeMounts: [{name: disk, mountPath: /a}, {name: memory, mountPath: /b, readOnly: true}]`)
 	p.running(t)
-	wantEqual(t, "files", p.shell(t, "two", "cat /a/file /b/file"), "disk\nmemory")
+	wantEqual(t, "files", p.shell(t, "two", "until [ -s /b/file ]; do sleep 0.1; done; cat /a/file /b/file"), "disk\nmemory")
 	wantContains(t, "mount of memory", p.shell(t, "two", "grep ' /b ' /proc/mounts"), "tmpfs /b tmpfs ro,")
 	wantContains(t, "size of memory", p.shell(t, "one", "grep ' /memory ' /proc/mounts"), "size=4096k")
 	wantContains(t, "writing to read-only", p.shell(t, "two", "touch /b/x 2>&1 || true"), "Read-only file system")
@@ -150,9 +150,10 @@ containers:
   volumeMounts: [{name: host, mountPath: /host}]`, dir))
 	t.Cleanup(func() { unix.Unmount(filepath.Join(dir, "out"), unix.MNT_DETACH) })
 	p.running(t)
-	if _, err := os.Stat(filepath.Join(dir, "out/x")); err != nil {
-		t.Errorf("what the container mounts is not seen on the node: %v", err)
-	}
+	eventually(t, "what the container mounts to be seen on the node", func() error {
+		_, err := os.Stat(filepath.Join(dir, "out/x"))
+		return err
+	})
 	wantEqual(t, "seen by another", p.shell(t, "in", "ls /host/out"), "x")
 	later := filepath.Join(dir, "later")
 	if err := os.Mkdir(later, 0o755); err != nil {
