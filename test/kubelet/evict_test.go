@@ -108,19 +108,19 @@ func testDiskPressure(t *testing.T, c *cluster) {
 	f := joinFull(t, c)
 	stay := map[string]string{
 		// More than any other, and less than it requested.
-		"entitled": "containers:\n- " + script("dd if=/dev/zero of=/file bs=1M count=80; touch /done") +
+		"disk-entitled": "containers:\n- " + script("dd if=/dev/zero of=/file bs=1M count=80; touch /done") +
 			"\n  resources: {requests: {ephemeral-storage: 100Mi}}",
-		"modest": "containers:\n- " + script("dd if=/dev/zero of=/file bs=1M count=4; touch /done"),
+		"disk-modest": "containers:\n- " + script("dd if=/dev/zero of=/file bs=1M count=4; touch /done"),
 	}
 	for name, spec := range stay {
 		f.create(t, name, spec)
 	}
-	f.create(t, "hoarder", "volumes: [{name: data, emptyDir: {}}]\ncontainers:\n- "+
+	f.create(t, "disk-hoarder", "volumes: [{name: data, emptyDir: {}}]\ncontainers:\n- "+
 		script(fmt.Sprintf("await /soft; fill /data %d; await /hard; fill /data %d", pastSoft, pastHard))+
 		"\n  volumeMounts: [{name: data, mountPath: /data}]")
-	f.create(t, "greedy", "containers:\n- "+script(fmt.Sprintf("await /hard; fill / %d", pastHard)))
+	f.create(t, "disk-greedy", "containers:\n- "+script(fmt.Sprintf("await /hard; fill / %d", pastHard)))
 	before := map[string]string{}
-	for _, name := range []string{"entitled", "modest", "hoarder", "greedy"} {
+	for _, name := range []string{"disk-entitled", "disk-modest", "disk-hoarder", "disk-greedy"} {
 		status := f.wait(t, name, "running and ready", func(s *Status) bool { return s.Phase == "Running" && s.Ready() })
 		before[name] = status.Container("main").ContainerID
 	}
@@ -131,8 +131,8 @@ func testDiskPressure(t *testing.T, c *cluster) {
 
 	f.removesImagesFirst(t)
 	f.rejectsPods(t)
-	f.evicts(t, "hoarder", f.nodefs)
-	f.evicts(t, "greedy", f.imagefs)
+	f.evicts(t, "disk-hoarder", f.nodefs)
+	f.evicts(t, "disk-greedy", f.imagefs)
 	f.leavesNothing(t, before)
 
 	f.waitCondition(t, "DiskPressure", "False")
@@ -190,17 +190,17 @@ func (f *full) removesImagesFirst(t *testing.T) {
 // rejectsPods makes pressure that evicts nobody.
 func (f *full) rejectsPods(t *testing.T) {
 	t.Helper()
-	f.shell(t, "hoarder", "touch /soft")
+	f.shell(t, "disk-hoarder", "touch /soft")
 	waitFree(t, "hoarder to have written", f.nodefs, func(n int) bool { return n < diskSoft })
 	f.waitCondition(t, "DiskPressure", "True")
 	f.waitTaints(t, "of the pressure", func(taints string) bool {
 		return strings.Contains(taints, "node.kubernetes.io/disk-pressure")
 	})
-	f.create(t, "late", "containers:\n- "+script(""))
-	late := f.wait(t, "late", "its rejection", func(s *Status) bool { return s.Phase != "Pending" })
-	wantEqual(t, "phase of late", late.Phase, "Failed")
-	wantEqual(t, "reason of late", late.Reason, "Evicted")
-	wantContains(t, "message of late", late.Message, "The node had condition: [DiskPressure]")
+	f.create(t, "disk-late", "containers:\n- "+script(""))
+	late := f.wait(t, "disk-late", "its rejection", func(s *Status) bool { return s.Phase != "Pending" })
+	wantEqual(t, "phase of disk-late", late.Phase, "Failed")
+	wantEqual(t, "reason of disk-late", late.Reason, "Evicted")
+	wantContains(t, "message of disk-late", late.Message, "The node had condition: [DiskPressure]")
 }
 
 // evicts lets a pod fill a filesystem, which the kubelet has to end by evicting it.
@@ -217,7 +217,7 @@ func (f *full) evicts(t *testing.T, name, dir string) {
 // leavesNothing looks for what is left of the containers that are in none of the lists any more.
 func (f *full) leavesNothing(t *testing.T, containers map[string]string) {
 	t.Helper()
-	for _, name := range []string{"hoarder", "greedy"} {
+	for _, name := range []string{"disk-hoarder", "disk-greedy"} {
 		eventually(t, "the containers of "+name+" to be gone", func() error {
 			list, err := f.node.Runtime.ListContainers(timeout(t), &runtime.ListContainersRequest{
 				Filter: &runtime.ContainerFilter{LabelSelector: map[string]string{"io.kubernetes.pod.name": name}},
@@ -246,7 +246,7 @@ func (f *full) leavesNothing(t *testing.T, containers map[string]string) {
 func (f *full) acceptsPods(t *testing.T) {
 	t.Helper()
 	for try := 0; ; try++ {
-		name := fmt.Sprintf("after-%d", try)
+		name := fmt.Sprintf("disk-after-%d", try)
 		f.create(t, name, "containers:\n- "+script(""))
 		status := f.wait(t, name, "it to be accepted or not", func(s *Status) bool { return s.Phase == "Failed" || s.Ready() })
 		if status.Ready() {
