@@ -113,8 +113,8 @@ func (n *Network) attachEmbedded(
 	return ips, nil
 }
 
-// disablesIPv6 tells whether a sandbox has a namespace in which no IPv6 address can be added. The parameters are set when
-// the namespace is made.
+// disablesIPv6 tells whether a sandbox has a namespace in which no IPv6 address can be added. The parameters are set
+// when the namespace is made.
 func disablesIPv6(sysctls map[string]string) bool {
 	for name, value := range sysctls {
 		switch strings.ReplaceAll(name, "/", ".") {

@@ -59,9 +59,12 @@ func (s *Server) RestorePod(ctx context.Context, req *runtime.RestorePodRequest)
 	if err := checkCheckpointCall(ctx, req.GetOptions()); err != nil {
 		return nil, err
 	}
-	request := &sandbox.RestoreRequest{Path: req.GetCheckpointPath(), Config: req.GetConfig(), Handler: req.GetRuntimeHandler()}
+	request := &sandbox.RestoreRequest{
+		Path: req.GetCheckpointPath(), Config: req.GetConfig(), Handler: req.GetRuntimeHandler(),
+	}
 	for i, config := range req.GetContainerConfigs() {
-		if err := required(fmt.Sprintf("container_configs[%d].metadata.name", i), config.GetMetadata().GetName()); err != nil {
+		field := fmt.Sprintf("container_configs[%d].metadata.name", i)
+		if err := required(field, config.GetMetadata().GetName()); err != nil {
 			return nil, err
 		}
 		image := config.GetImage().GetImage()
@@ -72,7 +75,8 @@ func (s *Server) RestorePod(ctx context.Context, req *runtime.RestorePodRequest)
 		if err != nil {
 			return nil, fmt.Errorf("find image %q: %w", image, err)
 		}
-		request.Containers = append(request.Containers, sandbox.RestoreContainer{Config: config, ImageID: imageID, ImageRef: imageRef})
+		request.Containers = append(request.Containers,
+			sandbox.RestoreContainer{Config: config, ImageID: imageID, ImageRef: imageRef})
 	}
 	restored, err := s.runtime.RestorePod(ctx, request)
 	if err != nil {

@@ -48,8 +48,9 @@ func (s *Server) CreateContainer(
 }
 
 // resolveImage finds the image of a container as the runtime handler has it that its configuration names, or else
-// handler, its sandbox's, or else the default one: what was pulled for one can be used by all. The configuration that it
-// returns says which it was, so that the kubelet, which collects images by id and handler, sees that the image is in use.
+// handler, its sandbox's, or else the default one: what was pulled for one can be used by all. The configuration that
+// it returns says which it was, so that the kubelet, which collects images by id and handler, sees that the image is in
+// use.
 func (s *Server) resolveImage(
 	handler string, config *runtime.ContainerConfig,
 ) (_ *runtime.ContainerConfig, imageID, imageRef string, err error) {
@@ -275,9 +276,9 @@ func containerImage(status *sandbox.ContainerStatus) *runtime.ImageSpec {
 	return &runtime.ImageSpec{Image: or(status.ImageID, status.ImageRef, unknownImage)}
 }
 
-// namedImage is the image with the full form of the name that its user wrote, which the kubelet shows as the image of the
-// pod's container; what it asked for was the image's id. Containerd gives the first tag of the image instead, whichever
-// that is.
+// namedImage is the image with the full form of the name that its user wrote, which the kubelet shows as the image of
+// the pod's container; what it asked for was the image's id. Containerd gives the first tag of the image instead,
+// whichever that is.
 func namedImage(status *sandbox.ContainerStatus) *runtime.ImageSpec {
 	image := containerImage(status)
 	named, err := reference.ParseNormalizedNamed(image.GetUserSpecifiedImage())

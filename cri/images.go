@@ -61,8 +61,8 @@ func (s *Server) checkImageHandler(field, handler string) error {
 	return s.checkHandler(field, handler)
 }
 
-// ListImages lists the images, each once per runtime handler that it was pulled for. A filter with a reference leaves the
-// image of that reference and handler, one with a handler only those of the handler.
+// ListImages lists the images, each once per runtime handler that it was pulled for. A filter with a reference leaves
+// the image of that reference and handler, one with a handler only those of the handler.
 func (s *Server) ListImages(_ context.Context, req *runtime.ListImagesRequest) (*runtime.ListImagesResponse, error) {
 	images, err := s.listImages(req.GetFilter())
 	if err != nil {

@@ -87,7 +87,8 @@ type subject struct {
 	labels []string
 }
 
-// sandboxSubject makes a sandbox a subject. Its metrics have no container and no image, as cAdvisor's of a pod's cgroup.
+// sandboxSubject makes a sandbox a subject. Its metrics have no container and no image, as cAdvisor's of a pod's
+// cgroup.
 func sandboxSubject(status *sandbox.SandboxStatus, sample *stats.Sample) *subject {
 	m := sandboxMetadata(status)
 	return &subject{

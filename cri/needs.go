@@ -76,8 +76,9 @@ type Events interface {
 	Subscribe() (events <-chan sandbox.Event, cancel func())
 }
 
-// Stats is what the server needs of the sampler; *stats.Sampler says what the methods do. Container and Sandbox are reads
-// of memory unless a sample is missing or older than maxAge, for which ctx bounds the wait; CatchUp is for before a list.
+// Stats is what the server needs of the sampler; *stats.Sampler says what the methods do. Container and Sandbox are
+// reads of memory unless a sample is missing or older than maxAge, for which ctx bounds the wait; CatchUp is for before
+// a list.
 type Stats interface {
 	CatchUp(ctx context.Context)
 	Container(ctx context.Context, status *sandbox.ContainerStatus, maxAge time.Duration) *stats.Sample

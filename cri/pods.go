@@ -54,9 +54,9 @@ func (s *Server) RemovePodSandbox(
 	return &runtime.RemovePodSandboxResponse{}, nil
 }
 
-// PodSandboxStatus tells of a sandbox and of its containers. It has no timestamp: to the kubelet (1.37, with EventedPLEG)
-// one means to take the containers from here, which leaves it without those of the active sandbox and in our order, and
-// with that it runs init containers for ever. Without a timestamp it asks for each container.
+// PodSandboxStatus tells of a sandbox and of its containers. It has no timestamp: to the kubelet (1.37, with
+// EventedPLEG) one means to take the containers from here, which leaves it without those of the active sandbox and in
+// our order, and with that it runs init containers for ever. Without a timestamp it asks for each container.
 func (s *Server) PodSandboxStatus(
 	_ context.Context, req *runtime.PodSandboxStatusRequest,
 ) (*runtime.PodSandboxStatusResponse, error) {

@@ -28,9 +28,9 @@ func (s *Server) UpdateContainerResources(
 	return &runtime.UpdateContainerResourcesResponse{}, nil
 }
 
-// UpdatePodSandboxResources notes the new size of a pod. The kubelet asks before it writes the pod's cgroup, which is its
-// own; an error rejects the resize, and the call is made again with the old values to take it back. So it says no only to
-// what cannot be meant or cannot work, and never to a size that is in force.
+// UpdatePodSandboxResources notes the new size of a pod. The kubelet asks before it writes the pod's cgroup, which is
+// its own; an error rejects the resize, and the call is made again with the old values to take it back. So it says no
+// only to what cannot be meant or cannot work, and never to a size that is in force.
 func (s *Server) UpdatePodSandboxResources(
 	ctx context.Context, req *runtime.UpdatePodSandboxResourcesRequest,
 ) (*runtime.UpdatePodSandboxResourcesResponse, error) {
@@ -47,9 +47,10 @@ func (s *Server) UpdatePodSandboxResources(
 	return &runtime.UpdatePodSandboxResourcesResponse{}, nil
 }
 
-// checkPodMemory refuses a limit below what the pod uses just now and cannot give back, which would have processes of it
-// killed. Only a pod whose cgroup has a limit is meant, and only a lower one: the sum that is sent leaves out containers
-// without a limit, and if there is one the pod has none either. A cgroup that several sandboxes share says nothing of one.
+// checkPodMemory refuses a limit below what the pod uses just now and cannot give back, which would have processes of
+// it killed. Only a pod whose cgroup has a limit is meant, and only a lower one: the sum that is sent leaves out
+// containers without a limit, and if there is one the pod has none either. A cgroup that several sandboxes share says
+// nothing of one.
 func (s *Server) checkPodMemory(
 	ctx context.Context, status *sandbox.SandboxStatus, overhead, resources *runtime.LinuxContainerResources,
 ) error {

@@ -1,6 +1,6 @@
 // Package cri is the Kubernetes face of Gantry: the gRPC services RuntimeService and ImageService of the CRI, version
-// v1, and the HTTP server for the streams of exec, attach and port-forward. It checks a request, finds what the request names,
-// calls, and translates the answer. CRI messages come in and CRI messages go out.
+// v1, and the HTTP server for the streams of exec, attach and port-forward. It checks a request, finds what the request
+// names, calls, and translates the answer. CRI messages come in and CRI messages go out.
 //
 // It is not where sandboxes, containers or images live: it keeps no state, writes no files and decides nothing about
 // the life of a thing. Those it reaches by the interfaces Runtime, Images and Network.

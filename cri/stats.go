@@ -113,7 +113,9 @@ func (s *Server) StreamPodSandboxStats(
 }
 
 // listContainerStats returns the statistics of the running containers that satisfy every part of filter.
-func (s *Server) listContainerStats(ctx context.Context, filter *runtime.ContainerStatsFilter) ([]*runtime.ContainerStats, error) {
+func (s *Server) listContainerStats(
+	ctx context.Context, filter *runtime.ContainerStatsFilter,
+) ([]*runtime.ContainerStats, error) {
 	all, err := s.filterContainers(&runtime.ContainerFilter{
 		Id: filter.GetId(), PodSandboxId: filter.GetPodSandboxId(), LabelSelector: filter.GetLabelSelector(),
 	})
@@ -139,7 +141,9 @@ func (s *Server) appendContainerStats(
 }
 
 // listSandboxStats returns the statistics of the ready sandboxes that satisfy every part of filter.
-func (s *Server) listSandboxStats(ctx context.Context, filter *runtime.PodSandboxStatsFilter) ([]*runtime.PodSandboxStats, error) {
+func (s *Server) listSandboxStats(
+	ctx context.Context, filter *runtime.PodSandboxStatsFilter,
+) ([]*runtime.PodSandboxStats, error) {
 	all, err := s.filterSandboxes(&runtime.PodSandboxFilter{
 		Id: filter.GetId(), LabelSelector: filter.GetLabelSelector(),
 	})

@@ -4,15 +4,18 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 const (
 	maxFunctionLines = 80
 	maxParameters    = 5
+	maxLine          = 130 // characters, a tab is one: the limit of 120, and some for what would read worse broken
 )
 
 // vagueFiles are names that say nothing of what is inside.
@@ -95,6 +98,27 @@ func TestFunctionsAreShort(t *testing.T) {
 				}
 				if n := f.Type.Params.NumFields(); n > maxParameters && imposed[p.Rel+"."+f.Name.Name] == "" {
 					t.Errorf("%s: %s has %d parameters, at most %d", set.Position(f.Pos()), f.Name.Name, n, maxParameters)
+				}
+			}
+		}
+	}
+}
+
+// TestLinesAreShort is about the product, but for what is generated. A row of a table in a test is better not broken.
+func TestLinesAreShort(t *testing.T) {
+	for _, p := range packages(t) {
+		if within(p.Rel, "hack") || within(p.Rel, "test") {
+			continue
+		}
+		_, files := parse(t, p)
+		for path := range files {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, line := range strings.Split(string(text), "\n") {
+				if n := utf8.RuneCountInString(line); n > maxLine {
+					t.Errorf("%s:%d has %d characters, at most %d", path, i+1, n, maxLine)
 				}
 			}
 		}

@@ -76,7 +76,8 @@ func (s *Service) importLeased(ctx context.Context, stream io.Reader) ([]string,
 
 func (s *Service) importImage(ctx context.Context, target ocispec.Descriptor) (string, error) {
 	name := importedName(target)
-	if err := s.unpack(ctx, images.Handlers(s.store.checkKind(), s.store.checkPlatform(), s.store.children()), target); err != nil {
+	handlers := images.Handlers(s.store.checkKind(), s.store.checkPlatform(), s.store.children())
+	if err := s.unpack(ctx, handlers, target); err != nil {
 		return "", fmt.Errorf("unpack %s %s: %w", name, target.Digest, err)
 	}
 	target.Annotations, target.Platform = nil, nil

@@ -213,8 +213,8 @@ func (s *Service) mounts(containerID string, img *image) []specs.Mount {
 	return []specs.Mount{{Type: "overlay", Source: "overlay", Options: append(options, s.store.overlayOptions...)}}
 }
 
-// Release removes the writable layer of a container. The space is free when it returns, or if ctx ends before, soon after:
-// the kubelet evicts a pod if what it removed has brought nothing. It is idempotent and safe without Prepare.
+// Release removes the writable layer of a container. The space is free when it returns, or if ctx ends before, soon
+// after: the kubelet evicts a pod if what it removed has brought nothing. It is idempotent and safe without Prepare.
 // Preconditions: the layer is not mounted any more.
 func (s *Service) Release(ctx context.Context, containerID string) error {
 	cleanings, err := s.release(containerID)
@@ -252,8 +252,8 @@ func (s *Service) release(containerID string) (cleanings []<-chan struct{}, err 
 	return cleanings, nil
 }
 
-// Retain removes the writable layer of every container that is not in containerIDs. It tries all of them, and the space is
-// freed soon after.
+// Retain removes the writable layer of every container that is not in containerIDs. It tries all of them, and the space
+// is freed soon after.
 func (s *Service) Retain(_ context.Context, containerIDs []string) error {
 	keep := map[string]bool{}
 	for _, id := range containerIDs {

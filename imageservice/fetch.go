@@ -116,8 +116,8 @@ func (s *Service) newUnpacker(ctx context.Context) (*unpack.Unpacker, error) {
 }
 
 // checkKind stops at the manifest of an artifact, which is what has another configuration than an image: it has no root
-// filesystem, so that there is nothing to run or to mount. (The image-spec's "Guidance on artifacts" tells the two apart
-// by this.)
+// filesystem, so that there is nothing to run or to mount. (The image-spec's "Guidance on artifacts" tells the two
+// apart by this.)
 func (s *store) checkKind() images.HandlerFunc {
 	return func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
 		if !images.IsManifestType(desc.MediaType) {

@@ -100,8 +100,8 @@ func (e *entry) digestRef(ref string) string {
 
 // Remove forgets an image with all the tags and digests that its handler has. When it returns the image is not listed
 // any more and its space is free, or if ctx ends before, soon after: the kubelet evicts a pod if what it removed has
-// brought nothing. A container that has the image keeps its layers until Release. It is idempotent: nil for an image that
-// is not there.
+// brought nothing. A container that has the image keeps its layers until Release. It is idempotent: nil for an image
+// that is not there.
 func (s *Service) Remove(ctx context.Context, spec *runtime.ImageSpec) error {
 	ctx = scope(ctx)
 	removed, err := s.removeNames(ctx, spec)
@@ -187,8 +187,9 @@ func (s *Service) Tag(ctx context.Context, source, target string) error {
 // pinLabel marks a name in the metadata as pinned; containerd's own, so that its tools understand the store.
 const pinLabel, pinValue = "io.cri-containerd.pinned", "pinned"
 
-// Pin keeps the image that ref, a reference of the default handler, resolves to from being removed to free space, or ends
-// that; the same image of another handler is not meant. An image that Config.PinnedImages names stays pinned. Errors: errdefs.ErrNotFound.
+// Pin keeps the image that ref, a reference of the default handler, resolves to from being removed to free space, or
+// ends that; the same image of another handler is not meant. An image that Config.PinnedImages names stays pinned.
+// Errors: errdefs.ErrNotFound.
 func (s *Service) Pin(ctx context.Context, ref string, pinned bool) error {
 	value := ""
 	if pinned {

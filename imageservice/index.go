@@ -188,8 +188,8 @@ func newIndex(stored map[string]*image, pinned pins, labelled map[string]bool) *
 	return x
 }
 
-// storedName is a name of an image as the metadata has it: the runtime handler is part of it, except the default one, so
-// that each handler's names come and go by themselves while blobs and layers are there once.
+// storedName is a name of an image as the metadata has it: the runtime handler is part of it, except the default one,
+// so that each handler's names come and go by themselves while blobs and layers are there once.
 type storedName struct{ handler, name string }
 
 // key is what it is stored by. Neither part has a space in it.

@@ -17,8 +17,8 @@ import (
 
 // WriteLayer writes what a container has changed of its image, as the tar of an image's layer: what was deleted is
 // there as whiteouts. The container must not change it meanwhile.
-// Errors: errdefs.ErrInvalidArgument for a bad id; errdefs.ErrFailedPrecondition when the layer has a part of a file only,
-// which a tar cannot say.
+// Errors: errdefs.ErrInvalidArgument for a bad id; errdefs.ErrFailedPrecondition when the layer has a part of a file
+// only, which a tar cannot say.
 func (s *Service) WriteLayer(ctx context.Context, containerID string, w io.Writer) error {
 	if err := checkID(containerID); err != nil {
 		return err
@@ -40,8 +40,8 @@ func (s *Service) WriteLayer(ctx context.Context, containerID string, w io.Write
 	return nil
 }
 
-// writeChange writes one file of an overlay's upper directory. Overlay keeps what was deleted as a device 0/0, and marks
-// a directory that hides the one below it as opaque.
+// writeChange writes one file of an overlay's upper directory. Overlay keeps what was deleted as a device 0/0, and
+// marks a directory that hides the one below it as opaque.
 func writeChange(out *archive.ChangeWriter, upper, path string) error {
 	info, err := os.Lstat(path)
 	if err != nil {

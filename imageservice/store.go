@@ -156,9 +156,9 @@ func (s *store) sweep(ctx context.Context) error {
 	return nil
 }
 
-// removeStrays removes the directories of layers that are not in the database. A process that dies between the rename of
-// such a directory and the commit of its number leaves one that has the number of the next layer, which could then not be
-// made. Preconditions: no pull runs.
+// removeStrays removes the directories of layers that are not in the database. A process that dies between the rename
+// of such a directory and the commit of its number leaves one that has the number of the next layer, which could then
+// not be made. Preconditions: no pull runs.
 func (s *store) removeStrays(ctx context.Context) error {
 	cleaner, ok := s.backend.(snapshots.Cleaner)
 	if !ok {

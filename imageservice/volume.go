@@ -24,11 +24,11 @@ type volumeUse struct {
 	Ref string `json:"ref"`
 }
 
-// PrepareVolume returns the mount (Destination unused) that shows subPath of an image, a directory or a regular file, or
-// all of it when empty, read-only, and the image's reference by digest, or id where it has none. Nothing is mounted: the
-// mount is for the container's own namespace and ends with it. The image's layers stay until Release of the container. A
-// later call with the same image gets what the first got, also when the image has been removed or its name has moved.
-// Preconditions: Prepare for the same container.
+// PrepareVolume returns the mount (Destination unused) that shows subPath of an image, a directory or a regular file,
+// or all of it when empty, read-only, and the image's reference by digest, or id where it has none. Nothing is mounted:
+// the mount is for the container's own namespace and ends with it. The image's layers stay until Release of the
+// container. A later call with the same image gets what the first got, also when the image has been removed or its name
+// has moved. Preconditions: Prepare for the same container.
 // Errors: errdefs.ErrNotFound when the store does not have the image, errdefs.ErrInvalidArgument when the image has no
 // such subPath.
 func (s *Service) PrepareVolume(
@@ -136,8 +136,8 @@ func (s *Service) volumePlace(img *image, subPath string) (place, error) {
 	return at, nil
 }
 
-// volumeMount shows a file of a layer, or directories of layers. It is an overlay for one directory too, on an empty one
-// then: what an image deleted and what overlay wrote into a layer stays hidden, and the kernel wants two.
+// volumeMount shows a file of a layer, or directories of layers. It is an overlay for one directory too, on an empty
+// one then: what an image deleted and what overlay wrote into a layer stays hidden, and the kernel wants two.
 func (s *Service) volumeMount(containerID string, at place) (specs.Mount, error) {
 	if at.file != "" {
 		return specs.Mount{Type: "bind", Source: at.file, Options: []string{"bind", "ro"}}, nil

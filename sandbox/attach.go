@@ -35,7 +35,8 @@ func (s *ContainerStatus) CanAttach(terminal, stdin bool) error {
 		return fmt.Errorf("tty is %v, expected %v as in the container's configuration: %w", terminal, s.Config.GetTty(),
 			errdefs.ErrInvalidArgument)
 	case stdin && !s.Config.GetStdin():
-		return fmt.Errorf("stdin is true, expected false: the container was made without stdin: %w", errdefs.ErrInvalidArgument)
+		return fmt.Errorf("stdin is true, expected false: the container was made without stdin: %w",
+			errdefs.ErrInvalidArgument)
 	}
 	return nil
 }

@@ -26,8 +26,8 @@ func (m *Manager) cgroupParent(sandboxID, configured string) (parent string, own
 			configured, errdefs.ErrInvalidArgument)
 	}
 	if systemd && !strings.HasSuffix(path.Base(configured), ".slice") {
-		return "", false, fmt.Errorf("linux.cgroup_parent %q: expected a path ending in .slice, as the systemd cgroup driver is in use: %w",
-			configured, errdefs.ErrInvalidArgument)
+		return "", false, fmt.Errorf("linux.cgroup_parent %q: expected a path ending in .slice, as the systemd "+
+			"cgroup driver is in use: %w", configured, errdefs.ErrInvalidArgument)
 	}
 	return path.Join("/", configured), false, nil
 }
@@ -35,8 +35,8 @@ func (m *Manager) cgroupParent(sandboxID, configured string) (parent string, own
 // cgroupMount is where the hierarchies are: the one of version 2, or a directory of those of version 1.
 const cgroupMount = "/sys/fs/cgroup"
 
-// leaveCgroupParent removes the configured parent where no sandbox is left in it. It is another daemon's too if that has
-// the same one, so only what is empty goes.
+// leaveCgroupParent removes the configured parent where no sandbox is left in it. It is another daemon's too if that
+// has the same one, so only what is empty goes.
 func (m *Manager) leaveCgroupParent() {
 	if m.config.CgroupDriver != DriverCgroupfs || path.Join("/", m.config.CgroupParent) == "/" {
 		return
@@ -79,8 +79,8 @@ func expandSlice(name string) string {
 	return out
 }
 
-// SandboxCgroup is the path, below the mount of a hierarchy, of the cgroup that holds all of a sandbox and nothing else;
-// "" where there is none, because sandboxes whose configuration names no parent share a slice.
+// SandboxCgroup is the path, below the mount of a hierarchy, of the cgroup that holds all of a sandbox and nothing
+// else; "" where there is none, because sandboxes whose configuration names no parent share a slice.
 func (m *Manager) SandboxCgroup(s *SandboxStatus) string {
 	if m.config.CgroupDriver != DriverSystemd {
 		return s.CgroupParent

@@ -23,9 +23,9 @@ const checkpointTimeout = 10 * time.Minute
 // start is of a daemon that was killed.
 const checkpointsDir = "checkpoints"
 
-// CheckpointContainer writes the state of a running container as a tar (see package checkpoint) to location, an absolute
-// path in a directory that exists. The container is frozen while it is captured and then goes on, also after an error,
-// which leaves no file. timeout 0 means ten minutes.
+// CheckpointContainer writes the state of a running container as a tar (see package checkpoint) to location, an
+// absolute path in a directory that exists. The container is frozen while it is captured and then goes on, also after
+// an error, which leaves no file. timeout 0 means ten minutes.
 //
 // Errors: errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition when the container does not run or cannot be
 // captured, or CRIU is missing; context.DeadlineExceeded when ctx or timeout ended.
@@ -123,8 +123,8 @@ func (m *Manager) discardCheckpoints() error {
 	return nil
 }
 
-// capture freezes containers, captures each to its directory, and lets them go on, whatever happens. What they changed of
-// their images is copied while they are frozen: it has to fit what their processes know of it.
+// capture freezes containers, captures each to its directory, and lets them go on, whatever happens. What they changed
+// of their images is copied while they are frozen: it has to fit what their processes know of it.
 func (m *Manager) capture(ctx context.Context, dirs map[*Container]string) error {
 	criu, err := findCRIU()
 	if err != nil {

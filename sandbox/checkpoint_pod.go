@@ -62,7 +62,8 @@ func (s *Sandbox) chosen(ids []string) (containers []*Container, err error) {
 			return nil, fmt.Errorf("container_ids: %w", err)
 		}
 		if c.s != s {
-			return nil, fmt.Errorf("container_ids: container %s is not of sandbox %s: %w", c.id, s.id, errdefs.ErrInvalidArgument)
+			return nil, fmt.Errorf("container_ids: container %s is not of sandbox %s: %w", c.id, s.id,
+				errdefs.ErrInvalidArgument)
 		}
 		if seen[c] {
 			return nil, fmt.Errorf("container_ids: container %s is there twice: %w", c.id, errdefs.ErrInvalidArgument)
@@ -79,7 +80,8 @@ func (s *Sandbox) chosen(ids []string) (containers []*Container, err error) {
 // checkOutput accepts an empty directory.
 func checkOutput(path string) error {
 	invalid := func(format string, args ...any) error {
-		return fmt.Errorf("output_path %q: "+format+": %w", append(append([]any{path}, args...), errdefs.ErrInvalidArgument)...)
+		return fmt.Errorf("output_path %q: "+format+": %w",
+			append(append([]any{path}, args...), errdefs.ErrInvalidArgument)...)
 	}
 	if !filepath.IsAbs(path) {
 		return invalid("expected an absolute path")
@@ -167,8 +169,8 @@ func removeAll(dir string) error {
 }
 
 // undoPodCheckpoints removes what a daemon that was killed in the middle has written to callers' directories. It does
-// so in the background: such a directory may be on a dead disk. The returned intents go when that is done, so that it is
-// begun again by the next daemon if this one is killed meanwhile.
+// so in the background: such a directory may be on a dead disk. The returned intents go when that is done, so that it
+// is begun again by the next daemon if this one is killed meanwhile.
 func (m *Manager) undoPodCheckpoints() (undoing map[string]bool) {
 	undoing = map[string]bool{}
 	files, _ := filepath.Glob(filepath.Join(m.checkpointsDir(), podIntents+"*"))

@@ -225,8 +225,8 @@ func (c *Container) processStarted(pid int, started time.Time, user *runtime.Con
 	return err
 }
 
-// work returns the context of the making or the start, with caller's timeline, which cancel ends; the caller calls done at
-// the end.
+// work returns the context of the making or the start, with caller's timeline, which cancel ends; the caller calls done
+// at the end.
 func (c *Container) work(caller context.Context, timeout time.Duration) (ctx context.Context, done func()) {
 	ctx, cancel := background(timeout)
 	ctx = trace.With(ctx, caller)

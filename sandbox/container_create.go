@@ -28,7 +28,9 @@ const createTimeout = 2 * time.Minute
 // CreateContainer makes a container, whose process StartContainer starts, and returns its id. imageID and imageRef are
 // what the image store resolved config.Image to. The same name and attempt in the same sandbox again joins or returns
 // what is there, or gives errdefs.ErrAlreadyExists when that has another configuration.
-func (m *Manager) CreateContainer(ctx context.Context, sandboxID string, config *runtime.ContainerConfig, imageID, imageRef string) (string, error) {
+func (m *Manager) CreateContainer(
+	ctx context.Context, sandboxID string, config *runtime.ContainerConfig, imageID, imageRef string,
+) (string, error) {
 	if config.GetMetadata().GetName() == "" {
 		return "", fmt.Errorf("config.metadata.name is empty: %w", errdefs.ErrInvalidArgument)
 	}
@@ -89,11 +91,13 @@ func logPath(sandbox *runtime.PodSandboxConfig, config *runtime.ContainerConfig)
 		return "", nil
 	}
 	if !filepath.IsLocal(rel) || strings.ContainsRune(rel, 0) {
-		return "", fmt.Errorf("config.log_path %q: expected a path relative to the sandbox's log_directory: %w", rel, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("config.log_path %q: expected a path relative to the sandbox's log_directory: %w",
+			rel, errdefs.ErrInvalidArgument)
 	}
 	for name := range strings.SplitSeq(rel, "/") {
 		if len(name) > maxFileName {
-			return "", fmt.Errorf("config.log_path: a name in it has %d bytes, expected at most %d: %w", len(name), maxFileName, errdefs.ErrInvalidArgument)
+			return "", fmt.Errorf("config.log_path: a name in it has %d bytes, expected at most %d: %w",
+				len(name), maxFileName, errdefs.ErrInvalidArgument)
 		}
 	}
 	return filepath.Join(dir, rel), nil
@@ -112,7 +116,8 @@ func (c *Container) make(caller context.Context) error {
 	}
 	if rmErr := c.remove(); rmErr != nil {
 		// Nobody knows the id, so nobody would ask again: the sandbox's removal, or the next start's recovery, does.
-		klog.ErrorS(rmErr, "Container that could not be made could not be removed either", "container", c.id, "sandbox", c.s.id)
+		klog.ErrorS(rmErr, "Container that could not be made could not be removed either",
+			"container", c.id, "sandbox", c.s.id)
 		err = errors.Join(err, fmt.Errorf("undo: %w", rmErr))
 	}
 	return err
@@ -203,7 +208,9 @@ func (c *Container) specInput(
 	}
 	steps := trace.Steps(ctx)
 	defer steps.End()
-	if in.Host, err = host.Gather(steps.Next("look up host paths and devices"), sandbox.Config, st.Config, c.m.config.MakeMissingSources); err != nil {
+	in.Host, err = host.Gather(steps.Next("look up host paths and devices"), sandbox.Config, st.Config,
+		c.m.config.MakeMissingSources)
+	if err != nil {
 		return in, nil, err
 	}
 	volumes := steps.Next("prepare volumes")
@@ -281,10 +288,12 @@ func (c *Container) targetPID(targetID string) (int, error) {
 	}
 	st := target.Status()
 	if st.SandboxID != c.s.id {
-		return 0, fmt.Errorf("%s %q: expected a container of the same sandbox: %w", field, targetID, errdefs.ErrInvalidArgument)
+		return 0, fmt.Errorf("%s %q: expected a container of the same sandbox: %w", field, targetID,
+			errdefs.ErrInvalidArgument)
 	}
 	if st.State != ContainerRunning {
-		return 0, fmt.Errorf("%s %q: container is %s, expected running: %w", field, targetID, st.State, errdefs.ErrFailedPrecondition)
+		return 0, fmt.Errorf("%s %q: container is %s, expected running: %w", field, targetID, st.State,
+			errdefs.ErrFailedPrecondition)
 	}
 	return st.PID, nil
 }

@@ -41,7 +41,8 @@ func (m *Manager) StopContainer(ctx context.Context, id string, timeout time.Dur
 		return err
 	}
 	if timeout < 0 {
-		return fmt.Errorf("stop container %s: timeout %s: expected zero or more: %w", c.id, timeout, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("stop container %s: timeout %s: expected zero or more: %w", c.id, timeout,
+			errdefs.ErrInvalidArgument)
 	}
 	if err := c.stop(ctx, timeout); err != nil {
 		return fmt.Errorf("stop container %s: %w", c.id, err)

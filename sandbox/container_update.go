@@ -60,7 +60,9 @@ func (c *Container) update(resources *runtime.LinuxContainerResources) error {
 
 // updateRequest asks for limits, which are resources translated. The OOM score is set only where the update has one:
 // processes may have changed their own since.
-func (c *Container) updateRequest(limits *specs.LinuxResources, resources *runtime.LinuxContainerResources, score bool) keeper.UpdateRequest {
+func (c *Container) updateRequest(
+	limits *specs.LinuxResources, resources *runtime.LinuxContainerResources, score bool,
+) keeper.UpdateRequest {
 	req := keeper.UpdateRequest{ID: c.id, Resources: limits}
 	if score {
 		adj := max(int(resources.GetOomScoreAdj()), c.m.node.OOMScoreFloor)
@@ -70,7 +72,9 @@ func (c *Container) updateRequest(limits *specs.LinuxResources, resources *runti
 }
 
 // undoUpdate puts the limits of before back when the new ones could not be written down.
-func (c *Container) undoUpdate(ctx context.Context, state ContainerState, before *runtime.LinuxContainerResources, score bool) error {
+func (c *Container) undoUpdate(
+	ctx context.Context, state ContainerState, before *runtime.LinuxContainerResources, score bool,
+) error {
 	if state != ContainerRunning {
 		return nil
 	}
@@ -91,7 +95,8 @@ func (m *Manager) ReopenLog(ctx context.Context, id string) error {
 		return err
 	}
 	if st := c.Status(); st.State != ContainerRunning {
-		return fmt.Errorf("reopen the log of container %s: it is %s, expected running: %w", c.id, st.State, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("reopen the log of container %s: it is %s, expected running: %w", c.id, st.State,
+			errdefs.ErrFailedPrecondition)
 	}
 	if err := m.keeper.reopen(ctx, keeper.ReopenRequest{ID: c.id}); err != nil {
 		return fmt.Errorf("reopen the log of container %s: %w", c.id, err)

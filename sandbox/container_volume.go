@@ -12,7 +12,9 @@ import (
 // volumes prepares the mounts that show an image, by index, and returns those images' references by digest. It is the
 // container's own mount namespace that they are mounted in, so there is nothing to undo but the use of the image, which
 // ends with the snapshot. The kubelet knows an error by its first word.
-func (c *Container) volumes(ctx context.Context, mounts []*runtime.Mount) (map[int]specs.Mount, map[string]string, error) {
+func (c *Container) volumes(
+	ctx context.Context, mounts []*runtime.Mount,
+) (map[int]specs.Mount, map[string]string, error) {
 	var volumes map[int]specs.Mount
 	var refs map[string]string
 	for i, m := range mounts {

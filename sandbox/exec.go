@@ -44,7 +44,8 @@ func (m *Manager) Exec(ctx context.Context, id string, opts ExecOptions) (exitCo
 		return 0, fmt.Errorf("exec in container %s: cmd is empty: %w", c.id, errdefs.ErrInvalidArgument)
 	}
 	if st := c.Status(); st.State != ContainerRunning {
-		return 0, fmt.Errorf("exec in container %s: it is %s, expected running: %w", c.id, st.State, errdefs.ErrFailedPrecondition)
+		return 0, fmt.Errorf("exec in container %s: it is %s, expected running: %w", c.id, st.State,
+			errdefs.ErrFailedPrecondition)
 	}
 	x, err := c.startExec(ctx, opts)
 	if err != nil {
@@ -238,7 +239,8 @@ func (x *execution) copyOut(from *os.File, to io.Writer) {
 	x.copying.Go(func() {
 		_, err := io.Copy(to, from)
 		// EIO is how the master of a terminal says that nobody holds the other side; the deadline is drain's.
-		if err != nil && !errors.Is(err, unix.EIO) && !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, os.ErrClosed) {
+		if err != nil && !errors.Is(err, unix.EIO) && !errors.Is(err, os.ErrDeadlineExceeded) &&
+			!errors.Is(err, os.ErrClosed) {
 			x.mu.Lock()
 			x.err = err
 			x.mu.Unlock()

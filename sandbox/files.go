@@ -53,7 +53,9 @@ func writeFiles(dir, hostname string, dns *runtime.DNSConfig) error {
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{hostnameFile: []byte(hostname + "\n"), hostsFile: hosts, resolvFile: resolv} {
+	for name, content := range map[string][]byte{
+		hostnameFile: []byte(hostname + "\n"), hostsFile: hosts, resolvFile: resolv,
+	} {
 		if err := os.WriteFile(filepath.Join(dir, name), content, 0o644); err != nil {
 			return fmt.Errorf("write %s: %w", name, err)
 		}

@@ -43,8 +43,8 @@ func (f *flight) do(ctx context.Context, action func() error) error {
 	}
 }
 
-// next waits for the running action, if there is one, and then starts its own: for actions that are different wishes and
-// not one repeated.
+// next waits for the running action, if there is one, and then starts its own: for actions that are different wishes
+// and not one repeated.
 func (f *flight) next(ctx context.Context, action func() error) error {
 	for {
 		mine := false

@@ -137,7 +137,8 @@ func loadSandboxRecord(dir string) (*sandboxRecordV1, *runtime.PodSandboxConfig,
 		return nil, nil, err
 	}
 	if rec.Version != recordVersion {
-		return nil, nil, fmt.Errorf("record %s: version %d, expected %d", filepath.Join(dir, sandboxRecord), rec.Version, recordVersion)
+		return nil, nil, fmt.Errorf("record %s: version %d, expected %d", filepath.Join(dir, sandboxRecord), rec.Version,
+			recordVersion)
 	}
 	config := &runtime.PodSandboxConfig{}
 	if err := decodeMessage(rec.Config, config); err != nil {
@@ -153,13 +154,16 @@ func loadSandboxRecord(dir string) (*sandboxRecordV1, *runtime.PodSandboxConfig,
 }
 
 // loadContainerRecord reads a container's record and the messages in it.
-func loadContainerRecord(dir string) (*containerRecordV1, *runtime.ContainerConfig, *runtime.LinuxContainerResources, error) {
+func loadContainerRecord(
+	dir string,
+) (*containerRecordV1, *runtime.ContainerConfig, *runtime.LinuxContainerResources, error) {
 	var rec containerRecordV1
 	if err := readRecord(dir, containerRecord, &rec); err != nil {
 		return nil, nil, nil, err
 	}
 	if rec.Version != recordVersion {
-		return nil, nil, nil, fmt.Errorf("record %s: version %d, expected %d", filepath.Join(dir, containerRecord), rec.Version, recordVersion)
+		return nil, nil, nil, fmt.Errorf("record %s: version %d, expected %d", filepath.Join(dir, containerRecord),
+			rec.Version, recordVersion)
 	}
 	config := &runtime.ContainerConfig{}
 	if err := decodeMessage(rec.Config, config); err != nil {

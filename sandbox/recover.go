@@ -124,7 +124,8 @@ func (s *Sandbox) scanContainer(id string) {
 	dir := s.m.containerDir(s.id, id)
 	rec, config, resources, err := loadContainerRecord(dir)
 	if err != nil {
-		klog.ErrorS(err, "Record of a container cannot be read; it is listed as unknown and can be removed", "container", id, "sandbox", s.id)
+		klog.ErrorS(err, "Record of a container cannot be read; it is listed as unknown and can be removed",
+			"container", id, "sandbox", s.id)
 		c := s.newContainer(id, unknownContainerConfig(id), modTime(dir))
 		c.startTried.Store(true)
 		c.setLocked(func(st *ContainerStatus) {
@@ -153,7 +154,9 @@ func (s *Sandbox) scanContainer(id string) {
 
 // unknownSandboxConfig stands for a configuration that cannot be read. A client refuses a status without these fields.
 func unknownSandboxConfig(id string) *runtime.PodSandboxConfig {
-	return &runtime.PodSandboxConfig{Metadata: &runtime.PodSandboxMetadata{Name: "unknown-" + shortID(id), Namespace: "unknown", Uid: id}}
+	return &runtime.PodSandboxConfig{
+		Metadata: &runtime.PodSandboxMetadata{Name: "unknown-" + shortID(id), Namespace: "unknown", Uid: id},
+	}
 }
 
 func unknownContainerConfig(id string) *runtime.ContainerConfig {

@@ -66,7 +66,8 @@ func (m *Manager) RestorePod(ctx context.Context, r *RestoreRequest) (*Restored,
 	}
 	s, fresh := m.reserve(r.Config, r.Handler)
 	if !fresh {
-		return nil, fmt.Errorf("sandbox %s has the same metadata (namespace, name, uid, attempt): %w", s.id, errdefs.ErrAlreadyExists)
+		return nil, fmt.Errorf("sandbox %s has the same metadata (namespace, name, uid, attempt): %w", s.id,
+			errdefs.ErrAlreadyExists)
 	}
 	trace.About(ctx, s.subject())
 	restored, err := s.restore(ctx, r, pod)
@@ -78,7 +79,8 @@ func (m *Manager) RestorePod(ctx context.Context, r *RestoreRequest) (*Restored,
 	if rmErr := m.Remove(undo, s.id); rmErr != nil {
 		err = errors.Join(err, fmt.Errorf("undo: %w", rmErr))
 	}
-	return nil, fmt.Errorf("restore sandbox %s/%s: %w", r.Config.GetMetadata().GetNamespace(), r.Config.GetMetadata().GetName(), err)
+	return nil, fmt.Errorf("restore sandbox %s/%s: %w", r.Config.GetMetadata().GetNamespace(),
+		r.Config.GetMetadata().GetName(), err)
 }
 
 // match reads the checkpoint and compares it with what is asked for.
@@ -96,7 +98,8 @@ func (r *RestoreRequest) match() (*checkpoint.Pod, error) {
 	}
 	slices.Sort(names)
 	if !slices.Equal(names, pod.Names()) {
-		return nil, fmt.Errorf("container_configs are of %q, the checkpoint's are %q: %w", names, pod.Names(), errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("container_configs are of %q, the checkpoint's are %q: %w", names, pod.Names(),
+			errdefs.ErrInvalidArgument)
 	}
 	if err := pod.MatchSandbox(r.Config); err != nil {
 		return nil, err

@@ -40,7 +40,8 @@ func (m *Manager) Run(ctx context.Context, config *runtime.PodSandboxConfig, han
 	}
 	err := s.making.do(ctx, func() error { return s.make(ctx) })
 	if err != nil {
-		return "", fmt.Errorf("run sandbox %s/%s: %w", config.GetMetadata().GetNamespace(), config.GetMetadata().GetName(), err)
+		return "", fmt.Errorf("run sandbox %s/%s: %w",
+			config.GetMetadata().GetNamespace(), config.GetMetadata().GetName(), err)
 	}
 	return s.id, nil
 }
@@ -74,8 +75,8 @@ func (m *Manager) joinRun(
 	// The kubelet may build the configuration anew for a retry; what was given first counts while the job runs. A
 	// sandbox that is listed as ready and differs is another matter: whoever asks must not get what it did not ask for.
 	if st := s.Status(); st.Handler != handler || !creating && !proto.Equal(st.Config, config) {
-		return "", fmt.Errorf("sandbox %s has the same metadata (namespace, name, uid, attempt) and another configuration or runtime handler: %w",
-			s.id, errdefs.ErrAlreadyExists)
+		return "", fmt.Errorf("sandbox %s has the same metadata (namespace, name, uid, attempt) and another "+
+			"configuration or runtime handler: %w", s.id, errdefs.ErrAlreadyExists)
 	}
 	return s.id, nil
 }

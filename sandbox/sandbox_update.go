@@ -14,7 +14,9 @@ import (
 // UpdateSandbox notes what a ready sandbox is to use from now on: its overhead and the sum of its containers' limits.
 // Each replaces what was noted before, so that the old values undo the new ones; one that is nil or has no field set
 // leaves it. Nothing is limited by them: the sandbox's cgroup is the kubelet's.
-func (m *Manager) UpdateSandbox(ctx context.Context, id string, overhead, resources *runtime.LinuxContainerResources) error {
+func (m *Manager) UpdateSandbox(
+	ctx context.Context, id string, overhead, resources *runtime.LinuxContainerResources,
+) error {
 	s, err := m.findSandbox(id)
 	if err != nil {
 		return err

@@ -31,8 +31,8 @@ func (m *Manager) probeUserns() {
 	}
 }
 
-// checkOpen refuses a state directory that others than root cannot reach: root filesystems are mounted below it, and the
-// root of a user namespace, who is another outside, has to get there.
+// checkOpen refuses a state directory that others than root cannot reach: root filesystems are mounted below it, and
+// the root of a user namespace, who is another outside, has to get there.
 func checkOpen(dir string) error {
 	for ; dir != "/"; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
@@ -61,14 +61,15 @@ func (m *Manager) userOptionsOf(config *runtime.PodSandboxConfig) (*namespace.Us
 		return nil, nil
 	}
 	if m.noUserns != nil {
-		return nil, fmt.Errorf("%s.mode POD: this node cannot have user namespaces: %w: %w", usernsField, m.noUserns, errdefs.ErrFailedPrecondition)
+		return nil, fmt.Errorf("%s.mode POD: this node cannot have user namespaces: %w: %w", usernsField, m.noUserns,
+			errdefs.ErrFailedPrecondition)
 	}
 	return m.userOptions(u.GetUids()[0], u.GetGids()[0]), nil
 }
 
-// checkUserns refuses a user namespace that cannot be, or beside the node's IPC or PID namespace: what is mounted of those,
-// /dev/mqueue and /proc, can only be mounted by the root of the user namespace that owns them. On the node's network /sys
-// is the node's, read-only (package spec).
+// checkUserns refuses a user namespace that cannot be, or beside the node's IPC or PID namespace: what is mounted of
+// those, /dev/mqueue and /proc, can only be mounted by the root of the user namespace that owns them. On the node's
+// network /sys is the node's, read-only (package spec).
 func checkUserns(ns *runtime.NamespaceOption) error {
 	if err := spec.CheckUserNamespace(usernsField, ns.GetUsernsOptions()); err != nil {
 		return err
@@ -81,8 +82,8 @@ func checkUserns(ns *runtime.NamespaceOption) error {
 		mode  runtime.NamespaceMode
 	}{{"ipc", ns.GetIpc()}, {"pid", ns.GetPid()}} {
 		if other.mode == runtime.NamespaceMode_NODE {
-			return fmt.Errorf("linux.security_context.namespace_options.%s %s: expected one of the sandbox's own with userns_options.mode POD: %w",
-				other.field, other.mode, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("linux.security_context.namespace_options.%s %s: expected one of the sandbox's own "+
+				"with userns_options.mode POD: %w", other.field, other.mode, errdefs.ErrInvalidArgument)
 		}
 	}
 	return nil

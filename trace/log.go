@@ -41,12 +41,12 @@ type Pod struct {
 	Calls []Call
 }
 
-// NewLog makes an empty log. ended, which may be nil, is told of every call that has ended, whether it is kept or not, with
-// the call's context; it must not change the call, nor keep it.
+// NewLog makes an empty log. ended, which may be nil, is told of every call that has ended, whether it is kept or not,
+// with the call's context; it must not change the call, nor keep it.
 func NewLog(ended func(context.Context, *Call)) *Log { return &Log{ended: ended} }
 
-// Begin begins the timeline of a call, which the returned context carries. end ends it; the call is kept if it was said to
-// be About a sandbox.
+// Begin begins the timeline of a call, which the returned context carries. end ends it; the call is kept if it was said
+// to be About a sandbox.
 func (l *Log) Begin(ctx context.Context, method string) (_ context.Context, end func(error)) {
 	if l == nil {
 		return ctx, func(error) {}
@@ -71,8 +71,8 @@ func (l *Log) Begin(ctx context.Context, method string) (_ context.Context, end 
 	}
 }
 
-// keep puts a call to its pod, and lets go of the oldest pod or, but for the one that made the sandbox, the pod's oldest
-// call if there are too many.
+// keep puts a call to its pod, and lets go of the oldest pod or, but for the one that made the sandbox, the pod's
+// oldest call if there are too many.
 func (l *Log) keep(t *timeline, subject Subject) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -35,8 +35,8 @@ type Subject struct {
 	ContainerID, Container string
 }
 
-// Call is the timeline of one request. Steps that its job does after it was answered, since the client gave up, are there
-// too.
+// Call is the timeline of one request. Steps that its job does after it was answered, since the client gave up, are
+// there too.
 type Call struct {
 	// Method is the name of the RPC.
 	Method  string
@@ -71,7 +71,8 @@ func of(ctx context.Context) position {
 	return at
 }
 
-// With returns ctx with the timeline of from, if that has one. It is for jobs that outlive the call that asked for them.
+// With returns ctx with the timeline of from, if that has one. It is for jobs that outlive the call that asked for
+// them.
 func With(ctx, from context.Context) context.Context {
 	at := of(from)
 	if at.t == nil {
@@ -183,7 +184,8 @@ func (t *timeline) begin(name string, parent int) int {
 	return t.addLocked(Step{Name: name, Parent: parent, Start: time.Since(t.call.Begin), End: -1})
 }
 
-// dropped is the index of a step that was not kept. Its own steps are not kept either, since there is no more room then.
+// dropped is the index of a step that was not kept. Its own steps are not kept either, since there is no more room
+// then.
 const dropped = maxSteps
 
 func (t *timeline) addLocked(s Step) int {

@@ -129,8 +129,8 @@ func checkUserNamespaces(limit string) finding {
 	return ok("user namespaces", "up to %d", n)
 }
 
-// checkCNI looks for a configuration that can be read and for the plugins that it names, in a list of directories as PATH
-// is one.
+// checkCNI looks for a configuration that can be read and for the plugins that it names, in a list of directories as
+// PATH is one.
 func checkCNI(confDir, binDirs string) finding {
 	file, err := firstConf(confDir)
 	if err != nil {

@@ -46,8 +46,8 @@ func (d *daemon) openCadvisor(context.Context) error {
 		if serve == cadvisorOn {
 			return fmt.Errorf("serve cAdvisor: %w", err)
 		}
-		klog.InfoS("cAdvisor is not served: without the kubelet's gate PodAndContainerStatsFromCRI its statistics of pods are "+
-			"incomplete", "address", address, "reason", err)
+		klog.InfoS("cAdvisor is not served: without the kubelet's gate PodAndContainerStatsFromCRI its statistics of pods "+
+			"are incomplete", "address", address, "reason", err)
 		d.discardStandins()
 		return nil
 	}

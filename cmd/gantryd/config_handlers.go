@@ -113,7 +113,8 @@ func (c *Config) ulimitCheck() check {
 	for _, text := range c.DefaultUlimits {
 		limit, ok := parseUlimit(text)
 		if !ok || named[limit.Type] {
-			return check{valueError{"default_ulimits", text, "each resource once, as name=soft:hard such as \"nofile=1024:4096\""}, false}
+			const expected = "each resource once, as name=soft:hard such as \"nofile=1024:4096\""
+			return check{valueError{"default_ulimits", text, expected}, false}
 		}
 		named[limit.Type] = true
 	}

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// The main thread is the one of /proc/self. Work that moves a thread to other namespaces, which then is thrown away, must
-// not get this one: it cannot be.
+// The main thread is the one of /proc/self. Work that moves a thread to other namespaces, which then is thrown away,
+// must not get this one: it cannot be.
 func init() { runtime.LockOSThread() }
 
 func main() {

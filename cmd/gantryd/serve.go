@@ -12,8 +12,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// How long the daemon takes to end: drainTimeout, or keeper.SpawnTimeout when it is told to before the socket is open, and
-// closeTimeout after that. TimeoutStopSec of the units is more than their sum.
+// How long the daemon takes to end: drainTimeout, or keeper.SpawnTimeout when it is told to before the socket is open,
+// and closeTimeout after that. TimeoutStopSec of the units is more than their sum.
 const (
 	// drainTimeout is how long calls that run may go on after the daemon was told to end. What they started goes on
 	// without them: a retry joins it or finds its record.

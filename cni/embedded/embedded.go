@@ -148,8 +148,8 @@ func (n *Network) Close() {
 	}
 }
 
-// Adopt takes an attachment that another process made; the youngest comes last. live says that it was in this boot: only
-// then are there links and host ports; the addresses are held in any case until Release.
+// Adopt takes an attachment that another process made; the youngest comes last. live says that it was in this boot:
+// only then are there links and host ports; the addresses are held in any case until Release.
 func (n *Network) Adopt(a *Attachment, live bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

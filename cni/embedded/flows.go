@@ -89,8 +89,9 @@ func (f flowFilter) forget(conn *mdnetlink.Conn) error {
 	return nil
 }
 
-// list asks the kernel for the flows to the port, and gets those of all protocols and ports if that is older than 5.8. It
-// does not ask by sandbox: the kernel compares IPv6 addresses the wrong way round (ctnetlink_filter_match_tuple, 6.18).
+// list asks the kernel for the flows to the port, and gets those of all protocols and ports if that is older than 5.8.
+// It does not ask by sandbox: the kernel compares IPv6 addresses the wrong way round (ctnetlink_filter_match_tuple,
+// 6.18).
 func (f flowFilter) list(conn *mdnetlink.Conn) ([]mdnetlink.Message, error) {
 	e := mdnetlink.NewAttributeEncoder()
 	e.Nested(nl.CTA_TUPLE_ORIG, func(tuple *mdnetlink.AttributeEncoder) error {
@@ -131,7 +132,8 @@ func (f flowFilter) matches(flow []byte) bool {
 func nested(data []byte, path ...uint16) []byte {
 	for _, kind := range path {
 		attributes, err := mdnetlink.UnmarshalAttributes(data)
-		i := slices.IndexFunc(attributes, func(a mdnetlink.Attribute) bool { return a.Type&^uint16(unix.NLA_F_NESTED) == kind })
+		i := slices.IndexFunc(attributes,
+			func(a mdnetlink.Attribute) bool { return a.Type&^uint16(unix.NLA_F_NESTED) == kind })
 		if err != nil || i < 0 {
 			return nil
 		}

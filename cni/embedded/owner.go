@@ -20,10 +20,10 @@ const tableOwner = 0x2
 func (n *Network) ownerTable() string { return n.config.Bridge + "-owner" }
 
 // own makes this the only process that changes the network, as long as it lives: two would give the same addresses and
-// take each other's links and firewall for leftovers. It does so with a table of nftables, empty and owned. That is in the
-// network namespace, as the links are, whatever files the daemons see; it goes with the process, however that ends; and
-// it takes CAP_NET_ADMIN, so that no sandbox on the host's network can take it while the daemon restarts, as it could an
-// abstract socket. A kernel that knows no owners lets everybody be one.
+// take each other's links and firewall for leftovers. It does so with a table of nftables, empty and owned. That is in
+// the network namespace, as the links are, whatever files the daemons see; it goes with the process, however that ends;
+// and it takes CAP_NET_ADMIN, so that no sandbox on the host's network can take it while the daemon restarts, as it
+// could an abstract socket. A kernel that knows no owners lets everybody be one.
 //
 // Errors: errdefs.ErrFailedPrecondition when another process owns the network.
 func (n *Network) own() error {

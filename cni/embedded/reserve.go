@@ -163,7 +163,8 @@ func (n *Network) freePortsLocked(ports []Port) error {
 	return nil
 }
 
-// leadSomewhere refuses a host port of one family for a sandbox that has no address of it: nobody would be reached by it.
+// leadSomewhere refuses a host port of one family for a sandbox that has no address of it: nobody would be reached by
+// it.
 func (a *Attachment) leadSomewhere() error {
 	for _, p := range a.Ports {
 		same := func(address Address) bool { return address.IP.Is4() == p.HostIP.Is4() }

@@ -14,12 +14,14 @@ import (
 
 // The table of the network, of family inet and named as its bridge. For IPv4 (and the same for IPv6):
 //
-//	chain raw (prerouting, raw):            iifname "gy*" ip daddr 127.0.0.0/8 drop
-//	chain prerouting, output (dstnat):      fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @addressports4
-//	                                        fib daddr type local dnat ip to meta l4proto . th dport map @ports4
-//	chain postrouting (srcnat):             oifname "gy*" ip saddr 127.0.0.0/8 snat ip to <gateway>
-//	                                        ip saddr . ip daddr @hairpins4 snat ip to <gateway>
-//	                                        ip saddr @ranges4 ip daddr != @unmasqueraded4 ip daddr != 224.0.0.0/4 masquerade
+//	chain raw (prerouting, raw):        iifname "gy*" ip daddr 127.0.0.0/8 drop
+//	chain prerouting, output (dstnat):  fib daddr type local dnat ip to ip daddr . meta l4proto . th dport
+//	                                        map @addressports4
+//	                                    fib daddr type local dnat ip to meta l4proto . th dport map @ports4
+//	chain postrouting (srcnat):         oifname "gy*" ip saddr 127.0.0.0/8 snat ip to <gateway>
+//	                                    ip saddr . ip daddr @hairpins4 snat ip to <gateway>
+//	                                    ip saddr @ranges4 ip daddr != @unmasqueraded4 ip daddr != 224.0.0.0/4
+//	                                        masquerade
 //
 // A host port is an element of a map, so a packet costs the same however many there are, and a change of one does not
 // touch the rules. The first rule gives back what route_localnet takes (CVE-2020-8558): 127.0.0.1 of the host is not to
@@ -212,7 +214,9 @@ func after(r netip.Prefix) netip.Addr {
 
 // addRules makes the chains; the table's comment above shows them.
 func (n *Network) addRules(conn *nftables.Conn, table *nftables.Table, ranges []netip.Prefix) {
-	chain := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
+	chain := func(
+		name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority,
+	) *nftables.Chain {
 		return conn.AddChain(&nftables.Chain{Name: name, Table: table, Type: kind, Hooknum: hook, Priority: priority})
 	}
 	rule := func(c *nftables.Chain, parts ...[]expr.Any) {
@@ -224,7 +228,8 @@ func (n *Network) addRules(conn *nftables.Conn, table *nftables.Table, ranges []
 	output := chain("output", nat, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
 	postrouting := chain("postrouting", nat, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	v4 := families[0]
-	rule(raw, anyLinkIs(expr.MetaKeyIIFNAME), v4.is(), v4.loopback(v4.destination), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
+	rule(raw, anyLinkIs(expr.MetaKeyIIFNAME), v4.is(), v4.loopback(v4.destination),
+		[]expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
 	for _, f := range families {
 		for _, c := range []*nftables.Chain{prerouting, output} {
 			local := slices.Concat(f.is(), f.notLoopback6(), isLocal())

@@ -59,8 +59,8 @@ func labels(given map[string]string, kind string) map[string]string {
 	return all
 }
 
-// imageName is the image as the pod names it, in full. The kubelet gives the id in the image's place and the name beside
-// it; of a client that gives neither name nor tag the reference is all there is.
+// imageName is the image as the pod names it, in full. The kubelet gives the id in the image's place and the name
+// beside it; of a client that gives neither name nor tag the reference is all there is.
 func imageName(c *sandbox.ContainerStatus) string {
 	if named, err := reference.ParseDockerRef(c.Config.GetImage().GetUserSpecifiedImage()); err == nil {
 		return named.String()
@@ -68,8 +68,8 @@ func imageName(c *sandbox.ContainerStatus) string {
 	return c.ImageRef
 }
 
-// specOf is as much of an OCI spec as cAdvisor reads: the environment. It must be there, and process in it: cAdvisor does
-// not check.
+// specOf is as much of an OCI spec as cAdvisor reads: the environment. It must be there, and process in it: cAdvisor
+// does not check.
 func specOf(envs []*runtime.KeyValue) *anypb.Any {
 	process := &specs.Process{}
 	for _, e := range envs {

@@ -1,6 +1,6 @@
 // Package cadvisor tells the kubelet's cAdvisor of pods and containers. cAdvisor finds cgroups by itself and reads them
-// itself, but whose they are it asks containerd only, by three calls: Version, Containers.Get and Tasks.Get. This package
-// answers those three from the same memory as the CRI, with what cAdvisor reads of the answers.
+// itself, but whose they are it asks containerd only, by three calls: Version, Containers.Get and Tasks.Get. This
+// package answers those three from the same memory as the CRI, with what cAdvisor reads of the answers.
 //
 // It is not containerd's API: no other method is served, nothing can be changed by it, and it keeps no state.
 package cadvisor
@@ -57,9 +57,11 @@ func (s versionServer) Version(context.Context, *emptypb.Empty) (*version.Versio
 	return &version.VersionResponse{Version: "gantry " + s.version}, nil
 }
 
-// Get describes a container or a sandbox. One that is still being made is described too: cAdvisor never asks again about
-// a cgroup that it once took for nobody's.
-func (s *Server) Get(ctx context.Context, req *containers.GetContainerRequest) (*containers.GetContainerResponse, error) {
+// Get describes a container or a sandbox. One that is still being made is described too: cAdvisor never asks again
+// about a cgroup that it once took for nobody's.
+func (s *Server) Get(
+	ctx context.Context, req *containers.GetContainerRequest,
+) (*containers.GetContainerResponse, error) {
 	if err := checkNamespace(ctx); err != nil {
 		return nil, err
 	}
@@ -101,7 +103,8 @@ func (s taskServer) Get(ctx context.Context, req *tasks.GetRequest) (*tasks.GetR
 func checkNamespace(ctx context.Context) error {
 	values := metadata.ValueFromIncomingContext(ctx, namespaceHeader)
 	if len(values) == 0 || values[0] == "" {
-		return fmt.Errorf("metadata %s is missing, expected %q: %w", namespaceHeader, namespace, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("metadata %s is missing, expected %q: %w", namespaceHeader, namespace,
+			errdefs.ErrFailedPrecondition)
 	}
 	if values[0] != namespace {
 		return fmt.Errorf("metadata %s %q, expected %q: %w", namespaceHeader, values[0], namespace, errdefs.ErrNotFound)

@@ -1,7 +1,7 @@
 // Package operator is the gRPC service that the gantry command speaks with the daemon, beside the CRI and on the same
 // socket: pulls with progress, import, export, how long starts took, and what the daemon is. It is not the CRI server
-// (package cri) and knows nothing of how images are stored: that it reaches by the interface Images. Its errors are kinds
-// of errdefs; the interceptors that package cri gives the gRPC server make gRPC codes of them.
+// (package cri) and knows nothing of how images are stored: that it reaches by the interface Images. Its errors are
+// kinds of errdefs; the interceptors that package cri gives the gRPC server make gRPC codes of them.
 package operator
 
 //go:generate protoc -I. --go_out=paths=source_relative:. --go-grpc_out=paths=source_relative:. operator.proto

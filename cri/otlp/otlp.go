@@ -48,8 +48,8 @@ type Exporter struct {
 	skip     func(string) bool
 }
 
-// Open makes an exporter. It does not wait for a connection: a collector that is not there is a line in the log each time
-// that spans are lost. Errors: an endpoint that is no URL.
+// Open makes an exporter. It does not wait for a connection: a collector that is not there is a line in the log each
+// time that spans are lost. Errors: an endpoint that is no URL.
 func Open(ctx context.Context, config Config) (*Exporter, error) {
 	client, err := otlptracegrpc.New(ctx, otlptracegrpc.WithEndpointURL(config.Endpoint))
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 )
 
 // WriteArchive makes a tar of a container's directory. It appears under its name when it is complete and on disk, in
-// place of a file of that name; after an error there is nothing new. Nor is there after a kill, where the filesystem has
-// files without a name (NFS has not), but for one between the last two steps of replacing a file.
+// place of a file of that name; after an error there is nothing new. Nor is there after a kill, where the filesystem
+// has files without a name (NFS has not), but for one between the last two steps of replacing a file.
 func WriteArchive(ctx context.Context, path, dir string) error {
 	if err := writeArchive(ctx, path, dir); err != nil {
 		return fmt.Errorf("write archive: %w", err)
@@ -46,8 +46,8 @@ func writeArchive(ctx context.Context, path, dir string) error {
 	return err
 }
 
-// createUnseen makes a file on the filesystem of path: without a name, so that it goes with the process, or with the name
-// tmp beside path.
+// createUnseen makes a file on the filesystem of path: without a name, so that it goes with the process, or with the
+// name tmp beside path.
 func createUnseen(path string) (f *os.File, tmp string, err error) {
 	f, err = os.OpenFile(filepath.Dir(path), unix.O_TMPFILE|os.O_WRONLY, 0o600)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) {

@@ -47,7 +47,8 @@ func NewPod(id, handler string, config *runtime.PodSandboxConfig) (*Pod, error) 
 // Add adds a container.
 func (p *Pod) Add(id, imageID, imageRef string, config *runtime.ContainerConfig) error {
 	b, err := protojson.Marshal(config)
-	p.Containers = append(p.Containers, PodContainer{ID: id, ImageID: imageID, ImageRef: imageRef, Config: b, config: config})
+	p.Containers = append(p.Containers,
+		PodContainer{ID: id, ImageID: imageID, ImageRef: imageRef, Config: b, config: config})
 	return err
 }
 
@@ -58,7 +59,8 @@ func (p *Pod) Write(dir string) error { return writeJSON(filepath.Join(dir, PodF
 func ReadPod(dir string) (*Pod, error) {
 	var p Pod
 	invalid := func(format string, args ...any) error {
-		return fmt.Errorf("checkpoint_path %q: "+format+": %w", append(append([]any{dir}, args...), errdefs.ErrInvalidArgument)...)
+		return fmt.Errorf("checkpoint_path %q: "+format+": %w",
+			append(append([]any{dir}, args...), errdefs.ErrInvalidArgument)...)
 	}
 	err := readJSON(filepath.Join(dir, PodFile), &p)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -91,7 +93,8 @@ func (p *Pod) MatchSandbox(config *runtime.PodSandboxConfig) error {
 	}
 	old, new := was.GetLinux().GetSecurityContext(), config.GetLinux().GetSecurityContext()
 	if !proto.Equal(old.GetNamespaceOptions(), new.GetNamespaceOptions()) {
-		return mismatch("config.linux.security_context.namespace_options", old.GetNamespaceOptions(), new.GetNamespaceOptions())
+		return mismatch("config.linux.security_context.namespace_options", old.GetNamespaceOptions(),
+			new.GetNamespaceOptions())
 	}
 	return nil
 }
@@ -146,7 +149,8 @@ func (c *PodContainer) Match(config *runtime.ContainerConfig, imageID string) er
 	if old, new := was.GetLinux().GetSecurityContext(), config.GetLinux().GetSecurityContext(); !proto.Equal(old, new) {
 		return mismatch("linux.security_context", old, new)
 	}
-	if was.GetStdin() != config.GetStdin() || was.GetStdinOnce() != config.GetStdinOnce() || was.GetTty() != config.GetTty() {
+	if was.GetStdin() != config.GetStdin() || was.GetStdinOnce() != config.GetStdinOnce() ||
+		was.GetTty() != config.GetTty() {
 		return mismatch("stdin, stdin_once, tty", []bool{was.GetStdin(), was.GetStdinOnce(), was.GetTty()},
 			[]bool{config.GetStdin(), config.GetStdinOnce(), config.GetTty()})
 	}

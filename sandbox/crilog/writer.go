@@ -62,8 +62,9 @@ func Open(path string) (*Writer, error) {
 	return w, nil
 }
 
-// Resume is Open of a log whose writer may have been killed in the middle of a write: a record that was cut short is cut
-// off. Nothing is lost by that when its bytes are offered again, which is so for what was not yet told to be done with.
+// Resume is Open of a log whose writer may have been killed in the middle of a write: a record that was cut short is
+// cut off. Nothing is lost by that when its bytes are offered again, which is so for what was not yet told to be done
+// with.
 func Resume(path string) (*Writer, error) {
 	if path != "" {
 		if err := cutTorn(path); err != nil {

@@ -25,7 +25,8 @@ func loadAppArmor(node *spec.Node) {
 		return
 	}
 	if err := installDefaultProfile(); err != nil {
-		klog.ErrorS(err, "AppArmor's default profile could not be loaded; containers run without AppArmor", "profile", spec.DefaultAppArmorProfile)
+		klog.ErrorS(err, "AppArmor's default profile could not be loaded; containers run without AppArmor",
+			"profile", spec.DefaultAppArmorProfile)
 		node.AppArmor = false
 	}
 }

@@ -1,6 +1,6 @@
-// Package host finds out on the node what the containers' specs depend on: facts about the kernel, volumes, devices, CDI
-// specs, SELinux labels and AppArmor's default profile. It keeps no state but the SELinux levels that are taken, and knows
-// nothing of sandboxes' lives; what it finds is in the terms of package spec.
+// Package host finds out on the node what the containers' specs depend on: facts about the kernel, volumes, devices,
+// CDI specs, SELinux labels and AppArmor's default profile. It keeps no state but the SELinux levels that are taken,
+// and knows nothing of sandboxes' lives; what it finds is in the terms of package spec.
 package host
 
 import (

@@ -27,7 +27,8 @@ type nodeProbe struct{ proc, sys string }
 
 // Facts finds out what is true of the node for all containers. To be called once, at the start: none of it changes
 // while the daemon lives. What cannot be found out is logged and taken for absent, so that the node runs what it can.
-// AppArmor's default profile is loaded into the kernel. SeccompNativeOnly, NoHostDevices and Rlimits are not found out but configured.
+// AppArmor's default profile is loaded into the kernel. SeccompNativeOnly, NoHostDevices and Rlimits are not found out
+// but configured.
 func Facts() spec.Node {
 	node, err := nodeProbe{proc: "/proc", sys: "/sys"}.facts()
 	if err != nil {

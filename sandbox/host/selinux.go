@@ -30,7 +30,9 @@ var selinuxName = regexp.MustCompile(`^[A-Za-z0-9_.-]*$`)
 
 // checkSELinux finds what is wrong with the form of options. Whether the policy has them only the kernel knows.
 func checkSELinux(o *runtime.SELinuxOption) error {
-	for _, part := range []struct{ field, value string }{{"user", o.GetUser()}, {"role", o.GetRole()}, {"type", o.GetType()}} {
+	for _, part := range []struct{ field, value string }{
+		{"user", o.GetUser()}, {"role", o.GetRole()}, {"type", o.GetType()},
+	} {
 		if !selinuxName.MatchString(part.value) {
 			return fmt.Errorf("linux.security_context.selinux_options.%s %q: expected a name of the policy: %w", part.field,
 				part.value, errdefs.ErrInvalidArgument)
@@ -126,8 +128,8 @@ func Labels(sandbox *runtime.PodSandboxConfig, config *runtime.ContainerConfig, 
 }
 
 // Relabel labels what a container mounts, as its input says: the runtime's own files, and volumes that ask for it.
-// Without a label it does nothing. A volume may hold millions of files and lie on a slow disk: a run that is left behind
-// goes on, and the kubelet's retry joins it.
+// Without a label it does nothing. A volume may hold millions of files and lie on a slow disk: a run that is left
+// behind goes on, and the kubelet's retry joins it.
 func Relabel(ctx context.Context, in *spec.Input) error {
 	mountLabel := in.Labels.Mount
 	if mountLabel == "" {

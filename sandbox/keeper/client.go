@@ -336,11 +336,11 @@ type AttachSession struct {
 	x *exchange
 }
 
-// Attach connects to a container's streams; pipes are those that AttachRequest says, and stay the caller's, which closes
-// its copies after Attach returned, so that they end. ctx bounds the start only.
+// Attach connects to a container's streams; pipes are those that AttachRequest says, and stay the caller's, which
+// closes its copies after Attach returned, so that they end. ctx bounds the start only.
 //
-// Errors: errdefs.ErrNotFound, errdefs.ErrFailedPrecondition when the container does not run or has no input (any more),
-// errdefs.ErrNotImplemented when the keeper is of a build that has no attach.
+// Errors: errdefs.ErrNotFound, errdefs.ErrFailedPrecondition when the container does not run or has no input (any
+// more), errdefs.ErrNotImplemented when the keeper is of a build that has no attach.
 func (c *Client) Attach(ctx context.Context, request AttachRequest, pipes ...*os.File) (*AttachSession, error) {
 	x, err := c.open(ctx, VerbAttach, request, pipes...)
 	if err != nil {
@@ -398,9 +398,9 @@ type CheckpointSession struct {
 // Checkpoint captures containers and returns while they are frozen; Resume must be called. When ctx ends, and on any
 // other error, they are resumed when it returns.
 //
-// Errors: errdefs.ErrNotFound, errdefs.ErrFailedPrecondition when a container does not run, cannot be captured at all, or
-// CRIU is not installed; errdefs.ErrInternal with what CRIU said; errdefs.ErrNotImplemented when the keeper is of a build
-// that cannot do it.
+// Errors: errdefs.ErrNotFound, errdefs.ErrFailedPrecondition when a container does not run, cannot be captured at all,
+// or CRIU is not installed; errdefs.ErrInternal with what CRIU said; errdefs.ErrNotImplemented when the keeper is of a
+// build that cannot do it.
 func (c *Client) Checkpoint(ctx context.Context, request CheckpointRequest) (*CheckpointSession, error) {
 	x, err := c.open(ctx, VerbCheckpoint, request)
 	if err != nil {

@@ -5,8 +5,8 @@
 //
 // The keeper listens on a unix stream socket, <state>/keeper/keeper.sock. Every call has a connection of its own: the
 // client sends one request frame, the keeper answers with one reply frame (exec, attach and watch: several), and either
-// side closes. A frame is an 8-byte header (big endian: uint32 length of the body, uint32 number of descriptors) and a JSON
-// body; descriptors travel by SCM_RIGHTS with the header's bytes. Giving up on a call is closing its connection.
+// side closes. A frame is an 8-byte header (big endian: uint32 length of the body, uint32 number of descriptors) and a
+// JSON body; descriptors travel by SCM_RIGHTS with the header's bytes. Giving up on a call is closing its connection.
 package keeper
 
 import (
@@ -15,14 +15,14 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// ProtocolVersion is raised when one side has to know something of the other that it cannot ignore. A daemon that meets a
-// keeper whose version it cannot speak replaces it if nothing lives in it (VerbHello and VerbShutdown are the same in all
-// versions), else it refuses to start and leaves keeper and containers alone.
+// ProtocolVersion is raised when one side has to know something of the other that it cannot ignore. A daemon that meets
+// a keeper whose version it cannot speak replaces it if nothing lives in it (VerbHello and VerbShutdown are the same in
+// all versions), else it refuses to start and leaves keeper and containers alone.
 const ProtocolVersion = 2
 
-// ProtocolTablePins is the version of keepers that look for a sandbox's pins in the node's table of mounts, and not in the
-// mount namespace of package pins. A daemon still speaks it: it makes the pins where such a keeper finds them. The other
-// way round, a daemon of that version takes the sandboxes of this one for dead, so it must not start beside them.
+// ProtocolTablePins is the version of keepers that look for a sandbox's pins in the node's table of mounts, and not in
+// the mount namespace of package pins. A daemon still speaks it: it makes the pins where such a keeper finds them. The
+// other way round, a daemon of that version takes the sandboxes of this one for dead, so it must not start beside them.
 const ProtocolTablePins = 1
 
 // HoldMarker is the environment variable that makes the keeper's binary a process that does nothing until its standard

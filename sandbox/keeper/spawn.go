@@ -15,9 +15,9 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// SpawnTimeout bounds Spawn whatever the caller's context says, and Connect where that has no deadline. A daemon that is
-// told to end waits for a keeper that it spawns, so systemd must wait for longer: TimeoutStopSec of the units is more than
-// this and what the daemon then takes to close.
+// SpawnTimeout bounds Spawn whatever the caller's context says, and Connect where that has no deadline. A daemon that
+// is told to end waits for a keeper that it spawns, so systemd must wait for longer: TimeoutStopSec of the units is
+// more than this and what the daemon then takes to close.
 const SpawnTimeout = 30 * time.Second
 
 // VersionError says that the keeper that runs speaks a protocol that this daemon does not. Its containers are alive and
@@ -39,16 +39,16 @@ func (e *VersionError) Error() string {
 	if e.Keeper < e.Daemon {
 		age = "older"
 	}
-	return fmt.Sprintf("keeper (pid %d, build %s) is %s than this daemon: it speaks protocol %d, the daemon %d; it and the %d "+
-		"processes that live in it are left alone: run the daemon of its build until they have ended, then this one "+
-		"replaces the keeper", e.PID, e.Build, age, e.Keeper, e.Daemon, e.Live)
+	return fmt.Sprintf("keeper (pid %d, build %s) is %s than this daemon: it speaks protocol %d, the daemon %d; it and "+
+		"the %d processes that live in it are left alone: run the daemon of its build until they have ended, then this "+
+		"one replaces the keeper", e.PID, e.Build, age, e.Keeper, e.Daemon, e.Live)
 }
 
 // Is makes the error errdefs.ErrFailedPrecondition.
 func (e *VersionError) Is(target error) bool { return target == errdefs.ErrFailedPrecondition }
 
-// Connect says hello to the keeper below stateDir. Another build is fine and told by the reply; a protocol that the daemon
-// does not speak is a *VersionError, with the reply. No keeper is errdefs.ErrUnavailable.
+// Connect says hello to the keeper below stateDir. Another build is fine and told by the reply; a protocol that the
+// daemon does not speak is a *VersionError, with the reply. No keeper is errdefs.ErrUnavailable.
 func Connect(ctx context.Context, stateDir, build string) (*Client, HelloReply, error) {
 	ctx, cancel := deadline(ctx, SpawnTimeout)
 	defer cancel()
@@ -67,11 +67,11 @@ func Connect(ctx context.Context, stateDir, build string) (*Client, HelloReply, 
 
 // Spawn starts the keeper binary for stateDir in a session of its own and returns when it answers. What the keeper
 // prints is appended to logPath: never a pipe, whose end would die with this process. The keeper outlives this process.
-// Once it has begun only the deadline of ctx counts: a keeper that is killed half way leaves its mount and its cgroup, so a
-// daemon that is told to end waits until it has answered, for SpawnTimeout at most.
+// Once it has begun only the deadline of ctx counts: a keeper that is killed half way leaves its mount and its cgroup,
+// so a daemon that is told to end waits until it has answered, for SpawnTimeout at most.
 //
-// Errors: text that says that the binary is missing or not executable, or the last lines that it printed; ctx's when that
-// has ended before.
+// Errors: text that says that the binary is missing or not executable, or the last lines that it printed; ctx's when
+// that has ended before.
 func Spawn(ctx context.Context, binary, stateDir, logPath string) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("spawn keeper: %w", err)

@@ -80,7 +80,8 @@ func (k *Keeper) hasTerminal(id string) bool {
 
 // findCgroup finds the cgroup by libcontainer's state, else by the record.
 func (k *Keeper) findCgroup(id string, r *record) cgroup {
-	// Not libcontainer.Load: it waits for ever for a cgroup that is half frozen, as a checkpoint that was killed leaves it.
+	// Not libcontainer.Load: it waits for ever for a cgroup that is half frozen, as a checkpoint that was killed leaves
+	// it.
 	var state struct {
 		CgroupPaths map[string]string `json:"cgroup_paths"`
 	}

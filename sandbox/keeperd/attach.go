@@ -84,7 +84,8 @@ type tapped struct {
 	from *taps
 }
 
-// tap connects pipes to the outputs that a request names, in their order. What it returns is also to be undone on error.
+// tap connects pipes to the outputs that a request names, in their order. What it returns is also to be undone on
+// error.
 func (o *output) tap(req *keeper.AttachRequest, pipes []*os.File, onBehind func()) (list []tapped, err error) {
 	for _, s := range []struct {
 		wanted bool

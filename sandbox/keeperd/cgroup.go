@@ -65,8 +65,8 @@ func (g cgroup) counter() string {
 	return g.paths["memory"]
 }
 
-// inheritCpuset lets the cpuset that is made next begin as a copy of its parent's. On v1 it begins empty, and who makes it
-// writes the parent's values into it; each such write makes the kernel go through all cpusets of the machine
+// inheritCpuset lets the cpuset that is made next begin as a copy of its parent's. On v1 it begins empty, and who makes
+// it writes the parent's values into it; each such write makes the kernel go through all cpusets of the machine
 // (rebuild_sched_domains). The root of the hierarchy is not ours to change.
 func (g cgroup) inheritCpuset() {
 	if cgroups.IsCgroup2UnifiedMode() || g.paths["cpuset"] == "" {

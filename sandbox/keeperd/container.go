@@ -68,8 +68,8 @@ type container struct {
 	// execs is how commands are started in it.
 	execs execTemplate
 
-	// handle is libcontainer's object, nil until the first exec that needs it: it holds the whole configuration, and most containers
-	// never need it again. Its methods take a lock of its own, for as long as an exec needs to start.
+	// handle is libcontainer's object, nil until the first exec that needs it: it holds the whole configuration, and most
+	// containers never need it again. Its methods take a lock of its own, for as long as an exec needs to start.
 	handleMu sync.Mutex
 	handle   *libcontainer.Container
 }
@@ -207,8 +207,8 @@ func (k *Keeper) finish(c *container, code int32, finished time.Time) {
 	k.leaveIfAsked()
 }
 
-// leaveIfAsked shuts down if a SIGTERM came, nothing lives, and no daemon counts on the keeper. It is called whenever one
-// of these may have become true.
+// leaveIfAsked shuts down if a SIGTERM came, nothing lives, and no daemon counts on the keeper. It is called whenever
+// one of these may have become true.
 func (k *Keeper) leaveIfAsked() {
 	k.mu.Lock()
 	leaving := k.leaving && len(k.watchers) == 0

@@ -17,9 +17,9 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/keeperd/podinit"
 )
 
-// criu is one run of the program. It is run here and not by libcontainer, which can neither end a run, nor name files to
-// it that are outside of the container, as the FIFOs of the standard streams are, nor keep the mounts of a restore off
-// the host.
+// criu is one run of the program. It is run here and not by libcontainer, which can neither end a run, nor name files
+// to it that are outside of the container, as the FIFOs of the standard streams are, nor keep the mounts of a restore
+// off the host.
 type criu struct {
 	path    string // of the program
 	command string // dump or restore
@@ -54,7 +54,8 @@ var commonArgs = []string{
 var errTargetExited = errors.New("the container exits")
 
 // run runs the program until it ends. When ctx ends it is made to fail, so that it lets go of the processes that it
-// holds; when the cause is errTargetExited they are dead, it waits for one for ever, and is killed. It survives the keeper, since a CRIU that is killed leaves the processes with its code in them.
+// holds; when the cause is errTargetExited they are dead, it waits for one for ever, and is killed. It survives the
+// keeper, since a CRIU that is killed leaves the processes with its code in them.
 func (r *criu) run(ctx context.Context) error {
 	gate, opener, err := os.Pipe()
 	if err != nil {
@@ -62,7 +63,8 @@ func (r *criu) run(ctx context.Context) error {
 	}
 	defer opener.Close()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Args = append([]string{r.path, r.command, "-D", r.images, "-W", r.work, "-o", r.logName()}, append(r.args, commonArgs...)...)
+	cmd.Args = append([]string{r.path, r.command, "-D", r.images, "-W", r.work, "-o", r.logName()},
+		append(r.args, commonArgs...)...)
 	launch := podinit.LaunchMarker + "="
 	if r.cgroupNS {
 		launch += podinit.LaunchCgroupNS

@@ -193,8 +193,8 @@ func (h *host) leave() error {
 	return errors.Join(errs...)
 }
 
-// What a move to a cgroup costs: the first after some quiet waits about 12 ms for an RCU grace period, in which the kernel
-// makes forks and exits of all processes heed moves; those within 10 ms of another do not wait.
+// What a move to a cgroup costs: the first after some quiet waits about 12 ms for an RCU grace period, in which the
+// kernel makes forks and exits of all processes heed moves; those within 10 ms of another do not wait.
 const (
 	// pokeInterval keeps moves from waiting.
 	pokeInterval = 7 * time.Millisecond

@@ -8,9 +8,10 @@ import (
 	"sync"
 )
 
-// oomLedger tells how many processes of a container the kernel killed for memory, also when the cgroup that counted them
-// is gone: systemd removes a scope the moment it is empty, which is often before the keeper can read it. On cgroup v2 the
-// parent counts for all below it, also for what was removed. What it counted and no sibling did is the container's.
+// oomLedger tells how many processes of a container the kernel killed for memory, also when the cgroup that counted
+// them is gone: systemd removes a scope the moment it is empty, which is often before the keeper can read it. On cgroup
+// v2 the parent counts for all below it, also for what was removed. What it counted and no sibling did is the
+// container's.
 type oomLedger struct {
 	mu       sync.Mutex
 	accounts map[string]*oomAccount // by the directory of the parent

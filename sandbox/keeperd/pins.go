@@ -11,8 +11,8 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 )
 
-// onMounts calls f on a thread of its own, in a mount namespace of its own, in which what spec names of the sandbox's pins
-// can be opened and mounted. The spec is changed to have paths for that; they lead nowhere once f has returned.
+// onMounts calls f on a thread of its own, in a mount namespace of its own, in which what spec names of the sandbox's
+// pins can be opened and mounted. The spec is changed to have paths for that; they lead nowhere once f has returned.
 func (k *Keeper) onMounts(id string, spec *specs.Spec, f func() error) error {
 	return onThread(func() error {
 		var shared []*specs.Mount

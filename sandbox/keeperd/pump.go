@@ -47,9 +47,9 @@ const (
 	// lastRest, an eighth of a second in all, the line is written as it is.
 	firstRest = 250 * time.Microsecond
 	lastRest  = 64 * time.Millisecond
-	// A stream is hot when its steps follow each other within gatherWithin. It is taken in larger pieces: the FIFO is given
-	// gatherFor to fill, which at 100 MB/s is a quarter of it. Without that a reader as fast as the writer takes each
-	// write by itself, with six system calls, and the writer has to wake it each time.
+	// A stream is hot when its steps follow each other within gatherWithin. It is taken in larger pieces: the FIFO is
+	// given gatherFor to fill, which at 100 MB/s is a quarter of it. Without that a reader as fast as the writer takes
+	// each write by itself, with six system calls, and the writer has to wake it each time.
 	gatherWithin = time.Millisecond
 	gatherFor    = 150 * time.Microsecond
 	// stopPatience is how long a write to a dead disk may keep an exit from being recorded.
@@ -238,8 +238,8 @@ func (p *pump) gather(fd int) (count int, hup bool, err error) {
 	return pending(fd)
 }
 
-// pending returns how much is in the FIFO and whether no writer is left. It asks for the second first: then the count is
-// final, and a writer that writes and ends in between is not taken for one that wrote nothing.
+// pending returns how much is in the FIFO and whether no writer is left. It asks for the second first: then the count
+// is final, and a writer that writes and ends in between is not taken for one that wrote nothing.
 func pending(fd int) (count int, hup bool, err error) {
 	hup = hungUp(fd)
 	count, err = unix.IoctlGetInt(fd, unix.TIOCINQ)

@@ -60,9 +60,10 @@ func (k *Keeper) restore(ctx context.Context, c *container, req *keeper.RestoreR
 		return err
 	}
 	defer stdio.close()
-	r := &criu{path: req.CRIU, command: "restore", images: req.Images, work: k.layout.bundle(c.id), attend: func(pid int) error {
-		return enterCgroup(pid, config)
-	}}
+	r := &criu{
+		path: req.CRIU, command: "restore", images: req.Images, work: k.layout.bundle(c.id),
+		attend: func(pid int) error { return enterCgroup(pid, config) },
+	}
 	defer func() { keeper.CloseFiles(r.inherit) }()
 	if err := k.restoreArgs(r, c, spec, &out); err != nil {
 		return err

@@ -57,8 +57,8 @@ func parseOptions(options []string) (flags uintptr, data []string) {
 	return flags, data
 }
 
-// mountRootfs mounts all of mounts, in order, at target, which lies on a private mount, for a container in userns, which
-// may be nil. It may change the thread's current directory.
+// mountRootfs mounts all of mounts, in order, at target, which lies on a private mount, for a container in userns,
+// which may be nil. It may change the thread's current directory.
 func mountRootfs(mounts []specs.Mount, target string, userns *userNamespace) error {
 	if len(mounts) == 0 {
 		return errors.New("rootfs is empty: expected at least one mount")

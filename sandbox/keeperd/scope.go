@@ -19,10 +19,10 @@ const (
 	scopeStopTimeout = 30 * time.Second
 )
 
-// enterScope has systemd, where that is this machine's init, move the process to a scope of its own. In the cgroup of the
-// daemon's service it would be a left-over process to systemd, which says so at every start and stop of the service, and
-// kills it if somebody leaves KillMode out of a unit. Each keeper has a scope of its own name: that of a dead one is gone
-// only when systemd has noticed.
+// enterScope has systemd, where that is this machine's init, move the process to a scope of its own. In the cgroup of
+// the daemon's service it would be a left-over process to systemd, which says so at every start and stop of the
+// service, and kills it if somebody leaves KillMode out of a unit. Each keeper has a scope of its own name: that of a
+// dead one is gone only when systemd has noticed.
 func (k *Keeper) enterScope() error {
 	if !systemdIsInit() {
 		return nil

@@ -138,8 +138,8 @@ func (k *Keeper) openChildStdio(req *keeper.StartRequest, owner [2]int) (*childS
 	return c, nil
 }
 
-// openOutput opens the keeper's ends of a container's FIFOs, and starts the pumps into log. master is the terminal or nil;
-// it and log then belong to the output, also on error.
+// openOutput opens the keeper's ends of a container's FIFOs, and starts the pumps into log. master is the terminal or
+// nil; it and log then belong to the output, also on error.
 func (k *Keeper) openOutput(id string, log *crilog.Writer, master *os.File) (*output, error) {
 	o := &output{log: log, master: master}
 	if master != nil {

@@ -11,8 +11,8 @@ import (
 )
 
 // A tap copies one output of a container to one attached client, by a pipe. It takes what it is offered at once and
-// writes it in a goroutine of its own, so that a client that does not read holds up nobody; what it may have to keep for
-// one is bounded.
+// writes it in a goroutine of its own, so that a client that does not read holds up nobody; what it may have to keep
+// for one is bounded.
 type tap struct {
 	pipe *os.File
 	// wake has room for one: there is something to write, or nothing will follow.

@@ -28,7 +28,8 @@ type userNamespace struct {
 // openUserNamespace opens what the spec names, or returns nil, and takes the mappings out of the spec: libcontainer
 // reads them from the namespace.
 func openUserNamespace(spec *specs.Spec) (*userNamespace, error) {
-	i := slices.IndexFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UserNamespace })
+	i := slices.IndexFunc(spec.Linux.Namespaces,
+		func(ns specs.LinuxNamespace) bool { return ns.Type == specs.UserNamespace })
 	if i < 0 {
 		return nil, nil
 	}
@@ -50,8 +51,8 @@ func (u *userNamespace) close() {
 	}
 }
 
-// mapRootfs returns a mount of the root filesystem with mapped owners: of an overlay those of the lower directories are.
-// They are mounted at target, which the mount itself then covers: overlay keeps what it needs of them.
+// mapRootfs returns a mount of the root filesystem with mapped owners: of an overlay those of the lower directories
+// are. They are mounted at target, which the mount itself then covers: overlay keeps what it needs of them.
 func (u *userNamespace) mapRootfs(m specs.Mount, target string) (specs.Mount, error) {
 	if u == nil {
 		return m, nil
@@ -108,7 +109,8 @@ func (u *userNamespace) mapVolumes(spec *specs.Spec, prefix string) error {
 		}
 		// The mount's own flags count for the bind mount too, which may not have less.
 		options = slices.DeleteFunc(options, func(o string) bool { _, flag := mountFlags[o]; return !flag })
-		*m = specs.Mount{Destination: m.Destination, Type: "bind", Source: target, Options: append(options, "bind", "rprivate")}
+		*m = specs.Mount{Destination: m.Destination, Type: "bind", Source: target,
+			Options: append(options, "bind", "rprivate")}
 	}
 	return nil
 }

@@ -1,5 +1,5 @@
-// Package namespace makes Linux namespaces that live without a process: each is pinned by a mount (package pins). It is not
-// about the namespaces of a single container (mount, PID, cgroup), which the keeper makes.
+// Package namespace makes Linux namespaces that live without a process: each is pinned by a mount (package pins). It is
+// not about the namespaces of a single container (mount, PID, cgroup), which the keeper makes.
 package namespace
 
 import (
@@ -44,8 +44,8 @@ type Options struct {
 	User *User
 }
 
-// Make makes the namespaces of opts and pins them as files in dir, which it makes in a directory that pins.Open has opened;
-// with an IPC namespace also the sandbox's /dev/shm. When it fails, Remove cleans up.
+// Make makes the namespaces of opts and pins them as files in dir, which it makes in a directory that pins.Open has
+// opened; with an IPC namespace also the sandbox's /dev/shm. When it fails, Remove cleans up.
 func Make(dir string, opts Options) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make pin directory: %w", err)
@@ -250,9 +250,9 @@ func CheckSysctls(sysctls map[string]string, net, ipc bool) error {
 	return nil
 }
 
-// writeSysctls sets the sysctls in the namespaces of the calling thread. It does so in a /proc of its own: the kernel finds a
-// name below /proc/sys/net by going through what it has cached of that name for every network namespace (proc_sys_compare),
-// so in the node's /proc one more sandbox would take the longer the more there are.
+// writeSysctls sets the sysctls in the namespaces of the calling thread. It does so in a /proc of its own: the kernel
+// finds a name below /proc/sys/net by going through what it has cached of that name for every network namespace
+// (proc_sys_compare), so in the node's /proc one more sandbox would take the longer the more there are.
 func (o *Options) writeSysctls() error {
 	if len(o.Sysctls) == 0 {
 		return nil
@@ -285,7 +285,8 @@ func mountProc() (int, error) {
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, os.NewSyscallError("fsconfig", err)
 	}
-	root, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	root, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC,
+		unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 	return root, os.NewSyscallError("fsmount", err)
 }
 
@@ -301,8 +302,8 @@ func writeAt(dir int, path, value string) error {
 	return nil
 }
 
-// sysctlPath turns a key into a path below /proc as sysctl(8) does: the first separator decides, so that a name with dots in it (an
-// interface's) can be written with slashes.
+// sysctlPath turns a key into a path below /proc as sysctl(8) does: the first separator decides, so that a name with
+// dots in it (an interface's) can be written with slashes.
 func sysctlPath(key string) string {
 	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
 		key = strings.Map(func(r rune) rune {

@@ -13,8 +13,8 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/keeper/idmap"
 )
 
-// ProbeUser returns nil when user namespaces can be had with root filesystems below dir: it makes one, and an overlay on
-// a lower directory there whose owners it maps. Else the error says what the node cannot.
+// ProbeUser returns nil when user namespaces can be had with root filesystems below dir: it makes one, and an overlay
+// on a lower directory there whose owners it maps. Else the error says what the node cannot.
 func ProbeUser(dir string, user *User) error {
 	tmp := filepath.Join(dir, "userns-probe")
 	if err := os.RemoveAll(tmp); err != nil { // of a daemon that was killed in the middle

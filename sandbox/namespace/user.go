@@ -95,8 +95,8 @@ func (u *User) release() {
 	}
 }
 
-// asRoot calls f with the effective user that is root in the namespace: since 5.19 the kernel lets only that one set the
-// sysctls of an IPC namespace, whatever capabilities another has. The thread must be locked.
+// asRoot calls f with the effective user that is root in the namespace: since 5.19 the kernel lets only that one set
+// the sysctls of an IPC namespace, whatever capabilities another has. The thread must be locked.
 func (u *User) asRoot(f func() error) error {
 	const same = ^uintptr(0)
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, same, uintptr(u.UIDs.Host), same); errno != 0 {

@@ -75,9 +75,11 @@ func (b *builder) kernelMounts() []specs.Mount {
 func (b *builder) sysMount(access string) specs.Mount {
 	network := b.in.Sandbox.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork()
 	if UserNamespace(b.in.Sandbox) != nil && network == runtime.NamespaceMode_NODE {
-		return specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{bindOption, privateOption, "rro"}}
+		return specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys",
+			Options: []string{bindOption, privateOption, "rro"}}
 	}
-	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}}
+	return specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs",
+		Options: []string{"nosuid", "noexec", "nodev", access}}
 }
 
 // fileMounts are the sandbox's files. A read-only root filesystem has them read-only, but for /dev/shm.

@@ -7,8 +7,8 @@ import (
 )
 
 // CheckPodResources checks what the kubelet tells of the use of a whole pod, under a field's name; the error is as
-// Build's. It refuses what cannot be meant: nothing of it is put into force here, so that a value too small for a cgroup
-// is none of its business. Nil and zero are unset.
+// Build's. It refuses what cannot be meant: nothing of it is put into force here, so that a value too small for a
+// cgroup is none of its business. Nil and zero are unset.
 func CheckPodResources(field string, r *runtime.LinuxContainerResources) error {
 	const orMore = "0 or more"
 	for _, f := range []struct {

@@ -74,7 +74,8 @@ func (b *builder) addDefaultSeccomp() error {
 		filter.Architectures = filter.Architectures[:1]
 	}
 	if !b.in.Node.X32 {
-		filter.Architectures = slices.DeleteFunc(filter.Architectures, func(arch specs.Arch) bool { return arch == specs.ArchX32 })
+		filter.Architectures = slices.DeleteFunc(filter.Architectures,
+			func(arch specs.Arch) bool { return arch == specs.ArchX32 })
 	}
 	b.spec.Linux.Seccomp = filter
 	return nil

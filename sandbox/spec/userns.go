@@ -52,7 +52,8 @@ func checkMappings(field string, mappings []*runtime.IDMapping) error {
 	case m.GetLength() == 0:
 		return invalid(field+".length", 0, "a number above 0")
 	case last >= math.MaxUint32: // which stands for no id
-		return invalid(field+".host_id", m.GetHostId(), fmt.Sprintf("that and the %d above it below 4294967295", m.GetLength()-1))
+		return invalid(field+".host_id", m.GetHostId(),
+			fmt.Sprintf("that and the %d above it below 4294967295", m.GetLength()-1))
 	}
 	return nil
 }

@@ -13,13 +13,13 @@ import (
 // dirName is the directory of the stand-ins below the cgroup that they are put in.
 const dirName = "sandboxes"
 
-// hierarchies of version 1 that cAdvisor watches, the cheapest first: a cgroup of pids costs 5 KB of the kernel's memory,
-// one of memory 46 KB.
+// hierarchies of version 1 that cAdvisor watches, the cheapest first: a cgroup of pids costs 5 KB of the kernel's
+// memory, one of memory 46 KB.
 var hierarchies = []string{"pids", "cpu", "memory"}
 
 // Dir is where the stand-ins go: below parent (a path of a cgroup), or below the daemon's own cgroup where systemd has
-// delegated that to it. Neither is a pod's cgroup, in which every controller of the kubelet's would be on: cAdvisor goes
-// by the last element of the path. root is where the cgroup hierarchies are mounted.
+// delegated that to it. Neither is a pod's cgroup, in which every controller of the kubelet's would be on: cAdvisor
+// goes by the last element of the path. root is where the cgroup hierarchies are mounted.
 func Dir(root, parent string, systemd bool) (string, error) {
 	hierarchy := ""
 	if !unified(root) {

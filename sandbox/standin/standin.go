@@ -1,7 +1,7 @@
 // Package standin keeps an empty cgroup for each sandbox that has a running process, named after the sandbox, in a
-// directory of its own. It is for cAdvisor, which hangs a pod's network on the cgroup of the pause container: Gantry has
-// no such container, and this directory entry is what stands in for it. Nothing runs in these cgroups, they limit nothing
-// and no controller is on in them.
+// directory of its own. It is for cAdvisor, which hangs a pod's network on the cgroup of the pause container: Gantry
+// has no such container, and this directory entry is what stands in for it. Nothing runs in these cgroups, they limit
+// nothing and no controller is on in them.
 //
 // It does not tell cAdvisor anything (package cri/cadvisor does) and is not needed for the CRI's own statistics.
 package standin
@@ -33,8 +33,8 @@ type Source interface {
 	Subscribe() (events <-chan sandbox.Event, cancel func())
 }
 
-// Process is a process in the sandbox's network namespace: the init of its shared PID namespace, else the oldest running
-// container's, since the order of the containers is that in which they were made. It is 0 when nothing runs.
+// Process is a process in the sandbox's network namespace: the init of its shared PID namespace, else the oldest
+// running container's, since the order of the containers is that in which they were made. It is 0 when nothing runs.
 func Process(r Reader, s *sandbox.SandboxStatus) int {
 	if s.State != sandbox.SandboxReady {
 		return 0
@@ -69,8 +69,9 @@ type Standins struct {
 }
 
 // Open makes the directory and keeps the cgroups in it true until Close. dir is where a hierarchy of cgroups is mounted
-// and a path below it; see Dir. Where there are sandboxes already it begins after settle: cAdvisor, whose connection to the
-// daemon of before is broken, tries for a new one every 3 s, and what it cannot ask about it looks at again a minute later.
+// and a path below it; see Dir. Where there are sandboxes already it begins after settle: cAdvisor, whose connection to
+// the daemon of before is broken, tries for a new one every 3 s, and what it cannot ask about it looks at again a
+// minute later.
 func Open(source Source, dir string, settle time.Duration) (*Standins, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -98,8 +99,8 @@ func (s *Standins) Close() {
 	_ = os.Remove(s.dir)
 }
 
-// Discard removes what a killed daemon left in the directory of stand-ins for the sandboxes there are, and the directory if
-// nothing else is in it. It is for a daemon that makes none.
+// Discard removes what a killed daemon left in the directory of stand-ins for the sandboxes there are, and the
+// directory if nothing else is in it. It is for a daemon that makes none.
 func Discard(source Source, dir string) {
 	s := &Standins{source: source, dir: dir, made: map[string]int{}}
 	for _, sandbox := range source.Sandboxes() {
@@ -136,8 +137,8 @@ func (s *Standins) follow(ctx context.Context, events <-chan sandbox.Event) {
 	}
 }
 
-// sync makes the cgroup of a sandbox what it has to be. cAdvisor asks for the process once, when it sees the cgroup: one
-// that was made for another process is made anew. The loop is for what changes meanwhile.
+// sync makes the cgroup of a sandbox what it has to be. cAdvisor asks for the process once, when it sees the cgroup:
+// one that was made for another process is made anew. The loop is for what changes meanwhile.
 func (s *Standins) sync(id string) {
 	for {
 		want := s.want(id)
@@ -162,7 +163,8 @@ func (s *Standins) want(id string) int {
 }
 
 func (s *Standins) make(id string, pid int) bool {
-	if err := os.MkdirAll(filepath.Join(s.dir, id), 0o755); err != nil { // all: another daemon may have removed the directory
+	// All: another daemon may have removed the directory.
+	if err := os.MkdirAll(filepath.Join(s.dir, id), 0o755); err != nil {
 		klog.ErrorS(err, "Making the cgroup by which cAdvisor finds a pod's network failed", "sandbox", id)
 		return false
 	}

@@ -38,9 +38,9 @@ func (s *Sampler) measureRounds(ctx context.Context) {
 }
 
 // CatchUp measures the layers if much was written to their filesystem, or deleted, since they were last measured, and
-// waits until what they take is in the samples, but no longer than ctx and some seconds. Otherwise it costs a look at the
-// filesystem. It comes before a list of containers: a kubelet that finds the disk full evicts the pod that takes most of
-// it, and by the figures of a minute before it would be another.
+// waits until what they take is in the samples, but no longer than ctx and some seconds. Otherwise it costs a look at
+// the filesystem. It comes before a list of containers: a kubelet that finds the disk full evicts the pod that takes
+// most of it, and by the figures of a minute before it would be another.
 func (s *Sampler) CatchUp(ctx context.Context) {
 	if !s.moved() {
 		return
@@ -106,7 +106,8 @@ func (s *Sampler) measureAll(ctx context.Context) {
 	}
 }
 
-// findLayers looks at the filesystem that all layers are on: once for all, since the kernel's list of mounts can be long.
+// findLayers looks at the filesystem that all layers are on: once for all, since the kernel's list of mounts can be
+// long.
 func (s *Sampler) findLayers() Layer {
 	layer := filesystem(s.images.FsInfo().GetFsId().GetMountpoint())
 	s.layers.Store(&layer)

@@ -196,8 +196,8 @@ func (s *Sampler) ask() {
 }
 
 // Container returns the last sample of a running container. One that is older than maxAge, or not there yet, is taken
-// now, which takes a fraction of a millisecond. It returns nil for a container that does not run, or died meanwhile, and
-// when ctx ends while others are sampled.
+// now, which takes a fraction of a millisecond. It returns nil for a container that does not run, or died meanwhile,
+// and when ctx ends while others are sampled.
 func (s *Sampler) Container(ctx context.Context, st *sandbox.ContainerStatus, maxAge time.Duration) *Sample {
 	if st.State != sandbox.ContainerRunning {
 		return nil

@@ -1,5 +1,5 @@
-// Package idmap mounts directories with the owners of their files mapped by a user namespace (mount_setattr(2)): what the
-// keeper makes root filesystems of, and what the daemon tries at its start. It does not make user namespaces.
+// Package idmap mounts directories with the owners of their files mapped by a user namespace (mount_setattr(2)): what
+// the keeper makes root filesystems of, and what the daemon tries at its start. It does not make user namespaces.
 package idmap
 
 import (
@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mount mounts the directory source, without what is mounted below it, at target, in the calling thread's mount namespace
-// and private, with the owners of files as the user namespace that the descriptor userns is open on shows them.
+// Mount mounts the directory source, without what is mounted below it, at target, in the calling thread's mount
+// namespace and private, with the owners of files as the user namespace that the descriptor userns is open on shows
+// them.
 func Mount(source, target string, userns int) error {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -32,8 +33,8 @@ func Mount(source, target string, userns int) error {
 }
 
 // Lowers mounts the lower directories of an overlay at target, with mapped owners, and returns the options with the
-// directories there: the kernel maps the owners of layers, not of an overlay. Options without lowerdir come back as they
-// are, and nothing is mounted then.
+// directories there: the kernel maps the owners of layers, not of an overlay. Options without lowerdir come back as
+// they are, and nothing is mounted then.
 func Lowers(options []string, target string, userns int) ([]string, error) {
 	options = slices.Clone(options)
 	for i, o := range options {

@@ -1,17 +1,18 @@
-// Package pins is where the namespaces and the /dev/shm of sandboxes are mounted: in a mount namespace of its own, and not
-// in the node's. Each mount namespace that is made, a container's too, begins as a copy of its maker's table of mounts, and
-// who watches the table reads all of it at each change: with the pins in it, one more pod costs more the more there are.
+// Package pins is where the namespaces and the /dev/shm of sandboxes are mounted: in a mount namespace of its own, and
+// not in the node's. Each mount namespace that is made, a container's too, begins as a copy of its maker's table of
+// mounts, and who watches the table reads all of it at each change: with the pins in it, one more pod costs more the
+// more there are.
 //
 // It does not make the namespaces that are pinned (package sandbox/namespace), nor containers of them.
 //
 // # What holds it
 //
 // The mount namespace has no process. It is mounted itself, as a file of the directory of the pins in the node's table,
-// so it lives as long as the node is up, whoever dies. The directory is a tmpfs that is in both: in the node's table with
-// no more than that one mount below it, in the other as the root, with the pins below it. A container's table gets no copy
-// of the mount of a mount namespace (kernel: copy_tree without CL_COPY_MNT_NS_FILE), so none keeps it alive. And a file
-// that is removed takes with it what other mount namespaces have mounted on it (kernel: vfs_unlink, detach_mounts): a pin
-// is undone by removing its file from wherever.
+// so it lives as long as the node is up, whoever dies. The directory is a tmpfs that is in both: in the node's table
+// with no more than that one mount below it, in the other as the root, with the pins below it. A container's table gets
+// no copy of the mount of a mount namespace (kernel: copy_tree without CL_COPY_MNT_NS_FILE), so none keeps it alive.
+// And a file that is removed takes with it what other mount namespaces have mounted on it (kernel: vfs_unlink,
+// detach_mounts): a pin is undone by removing its file from wherever.
 package pins
 
 import (
@@ -41,7 +42,8 @@ func Open(dir string) error {
 		return err
 	}
 	if !mounted {
-		if err := unix.Mount("gantry-pins", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+		if err := unix.Mount("gantry-pins", dir, "tmpfs", flags, "mode=0700"); err != nil {
 			return fmt.Errorf("mount pin directory %s: %w", dir, err)
 		}
 	}
@@ -100,8 +102,8 @@ func isMountPoint(dir string) (bool, error) {
 	return own.Dev != parent.Dev, nil
 }
 
-// idBatch is how many ids of namespaces a CPU takes at a time (kernel/cookie: COOKIE_LOCAL_BATCH), and idTries how often a
-// new batch is begun.
+// idBatch is how many ids of namespaces a CPU takes at a time (kernel/cookie: COOKIE_LOCAL_BATCH), and idTries how
+// often a new batch is begun.
 const (
 	idBatch = 4096
 	idTries = 3
@@ -198,8 +200,8 @@ func moveIn(dir string) error {
 	return nil
 }
 
-// Enter moves the calling thread, which must be locked, to the mount namespace of the pin directory dir, and its root and
-// current directory to that directory there.
+// Enter moves the calling thread, which must be locked, to the mount namespace of the pin directory dir, and its root
+// and current directory to that directory there.
 func Enter(dir string) error {
 	ns, err := unix.Open(filepath.Join(dir, Anchor), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -286,8 +288,8 @@ func Touch(path string) error {
 // Tree is a mount that is nowhere yet.
 type Tree struct{ fd int }
 
-// Clone takes the mount at a path as a tree of its own, without what is mounted below it. The path must be one of nsfs or
-// be in the calling thread's mount namespace.
+// Clone takes the mount at a path as a tree of its own, without what is mounted below it. The path must be one of nsfs
+// or be in the calling thread's mount namespace.
 func Clone(path string) (Tree, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -319,9 +321,9 @@ func cloneMount(path string) (Tree, error) {
 	return Clone(path)
 }
 
-// Borrow opens a view and clones the mounts at the paths shared, which are below the directory, from the calling thread,
-// which must be locked for good; it comes back to its own mount namespace. A path at which nothing is mounted is an error: a
-// container would get a directory of its own where it is to share one.
+// Borrow opens a view and clones the mounts at the paths shared, which are below the directory, from the calling
+// thread, which must be locked for good; it comes back to its own mount namespace. A path at which nothing is mounted
+// is an error: a container would get a directory of its own where it is to share one.
 func Borrow(dir string, shared []string) (v *View, trees []Tree, err error) {
 	home, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

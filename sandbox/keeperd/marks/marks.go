@@ -1,6 +1,6 @@
-// Package marks lets the keeper know when an init of libcontainer came to which of its stages, of which libcontainer tells
-// nothing: the init writes the time of each into memory that it shares with the keeper. It costs a start some system calls
-// and waits for nothing. Whatever goes wrong in it means that there are no marks, and nothing else.
+// Package marks lets the keeper know when an init of libcontainer came to which of its stages, of which libcontainer
+// tells nothing: the init writes the time of each into memory that it shares with the keeper. It costs a start some
+// system calls and waits for nothing. Whatever goes wrong in it means that there are no marks, and nothing else.
 //
 // It is not where durations are made of them, and has no part in the start.
 package marks
@@ -27,8 +27,8 @@ const (
 	slotSize = C.sizeof_struct_marks_slot
 )
 
-// Marks are when an init came to its stages, in nanoseconds of CLOCK_MONOTONIC; 0 for one that it did not come to, such as
-// Seccomp without a profile.
+// Marks are when an init came to its stages, in nanoseconds of CLOCK_MONOTONIC; 0 for one that it did not come to, such
+// as Seccomp without a profile.
 type Marks struct {
 	// Executed: libcontainer's program runs. Bootstrapped: it is in the cgroup and was told what namespaces to make.
 	// Namespaced: it is in them. Began: its Go runs. Seccomp: all is set up but the filter. Exported: libseccomp knows all
@@ -50,7 +50,8 @@ func Open() (*Area, error) {
 		return nil, fmt.Errorf("make memory for marks: %w", err)
 	}
 	// Whoever gets hold of it must not shrink it below an init that has it mapped.
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
+	const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 		return nil, fmt.Errorf("seal memory for marks: %w", err)
 	}
 	if _, err := unix.FcntlInt(FD, unix.F_GETFD, 0); err == nil {
@@ -62,8 +63,8 @@ func Open() (*Area, error) {
 	return &Area{file: os.NewFile(FD, C.MARKS_NAME)}, nil
 }
 
-// Of returns the marks of the init with a pid of this process's namespace, none if it left none or they were overwritten
-// by those of another.
+// Of returns the marks of the init with a pid of this process's namespace, none if it left none or they were
+// overwritten by those of another.
 func (a *Area) Of(pid int) (m Marks, ok bool) {
 	if a == nil {
 		return m, false

@@ -1,7 +1,7 @@
 // Package podinit is PID 1 of a PID namespace that the containers of one pod share: it reaps, it dies when told, and it
-// can do nothing else. The constructor is also what launches other programs (LaunchMarker), and ends, in every process of the binary, the ignoring of signals that it was
-// started with. It is C that runs before the Go runtime starts, so that it costs no more than a C program. It is
-// not the init of a container: that is the container's own command.
+// can do nothing else. The constructor is also what launches other programs (LaunchMarker), and ends, in every process
+// of the binary, the ignoring of signals that it was started with. It is C that runs before the Go runtime starts, so
+// that it costs no more than a C program. It is not the init of a container: that is the container's own command.
 package podinit
 
 // #cgo CFLAGS: -Wall -Wextra -O2

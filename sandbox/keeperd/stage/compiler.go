@@ -23,9 +23,10 @@ const CompilerVerb = "compile-seccomp"
 // compilerTimeout bounds one compilation, which takes some 30 ms of an idle machine.
 const compilerTimeout = 30 * time.Second
 
-// CompilerMain reads a profile and writes the filter, as libcontainer makes it, and does not return. libcontainer has no
-// function for that, only one that loads the filter into the calling thread. So a filter of our own is loaded before,
-// which holds up the system call that loads one and tells another thread, and that finds the program by its arguments.
+// CompilerMain reads a profile and writes the filter, as libcontainer makes it, and does not return. libcontainer has
+// no function for that, only one that loads the filter into the calling thread. So a filter of our own is loaded
+// before, which holds up the system call that loads one and tells another thread, and that finds the program by its
+// arguments.
 func CompilerMain() {
 	err := capture(os.Stdin, os.Stdout)
 	fmt.Fprintln(os.Stderr, err)
@@ -66,8 +67,8 @@ const (
 	offsetThird  = 32
 )
 
-// holdUpLoads makes the thread wait when it loads a seccomp filter, and returns where that is told. libseccomp asks what
-// the kernel can by loads without a program; those go through.
+// holdUpLoads makes the thread wait when it loads a seccomp filter, and returns where that is told. libseccomp asks
+// what the kernel can by loads without a program; those go through.
 func holdUpLoads() (int, error) {
 	const (
 		load   = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS

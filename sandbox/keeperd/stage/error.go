@@ -70,7 +70,8 @@ func (e *Error) Error() string {
 	case stepCWD:
 		return fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %v", e.detail, e.errno)
 	case stepCWDOutside:
-		return "current working directory is outside of container mount namespace root -- possible container breakout detected"
+		return "current working directory is outside of container mount namespace root " +
+			"-- possible container breakout detected"
 	case stepNotFound:
 		return (&exec.Error{Name: e.name, Err: exec.ErrNotFound}).Error()
 	case stepStat:
