@@ -148,8 +148,11 @@ func (n *fakeNode) Usage(_ context.Context, id string) (bytes, inodes uint64, er
 	return 8192, 2, nil
 }
 
+// layersMount is the filesystem of the layers: one that is there everywhere and that nothing is written to meanwhile.
+const layersMount = "/dev"
+
 func (n *fakeNode) FsInfo() *runtime.FilesystemUsage {
-	return &runtime.FilesystemUsage{FsId: &runtime.FilesystemIdentifier{Mountpoint: "/"}}
+	return &runtime.FilesystemUsage{FsId: &runtime.FilesystemIdentifier{Mountpoint: layersMount}}
 }
 
 func runningContainer(id, cgroup string) *sandbox.ContainerStatus {

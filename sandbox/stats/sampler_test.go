@@ -209,7 +209,7 @@ func TestAStartIsSampledAndMeasuredAtOnce(t *testing.T) {
 	}
 	eventually(t, "the sample", func() bool { return s.entry("fresh").last.Load() != nil })
 	layer := s.Container(t.Context(), fresh, AnyAge).Layer
-	if layer == nil || layer.Bytes != 8192 || layer.InodesUsed != 2 || layer.Mountpoint != "/" || layer.Limit == 0 {
+	if layer == nil || layer.Bytes != 8192 || layer.InodesUsed != 2 || layer.Mountpoint != layersMount || layer.Limit == 0 {
 		t.Errorf("got the layer %+v", layer)
 	}
 }
