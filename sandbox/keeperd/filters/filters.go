@@ -1,10 +1,11 @@
-// Package filters keeps compiled seccomp filters, so that the init of a container does not compile its own: of the time
-// that a start takes, libseccomp's code generator is the largest single part. libcontainer calls libseccomp in the init
-// and has no way to be handed a program, so this package stands between the two, where the linker lets it: it notes the
-// calls that make up a filter and, when the program is asked for, gives the one that the same calls gave before. Any
-// difference in the calls is another filter. That holds as long as all calls that change a filter stand between the two:
-// when libcontainer comes to use seccomp_merge, seccomp_reset, seccomp_arch_remove or seccomp_syscall_priority, they have
-// to be added here.
+// Package filters keeps compiled seccomp filters, so that the init of a container does not make its own: of the time that a
+// start takes, libseccomp's list of rules and its code generator are the largest single part. libcontainer calls libseccomp
+// in the init and has no way to be handed a program, so this package stands between the two, where the linker lets it. It
+// notes the calls that make up a filter. As long as they are those of a filter that was made before, a rule gets the answer
+// that it got then and is not added, and when the program is asked for, it is the one of then. At the first difference the
+// rules are added after all, and libseccomp goes on alone. All calls of libseccomp 2.5 that read or change a filter stand
+// between the two; those that libcontainer does not use make a filter that is not looked up. When libcontainer comes to use
+// what 2.6 added (seccomp_export_bpf_mem, seccomp_precompute, transactions), those have to be added here.
 //
 // It is not a compiler and never loads a filter.
 package filters
@@ -13,6 +14,8 @@ package filters
 // #cgo CFLAGS: -Wall -Wextra -O2
 // #cgo LDFLAGS: -Wl,--wrap=seccomp_init -Wl,--wrap=seccomp_arch_add -Wl,--wrap=seccomp_attr_set
 // #cgo LDFLAGS: -Wl,--wrap=seccomp_rule_add_array -Wl,--wrap=seccomp_rule_add_exact_array -Wl,--wrap=seccomp_export_bpf
+// #cgo LDFLAGS: -Wl,--wrap=seccomp_load -Wl,--wrap=seccomp_export_pfc -Wl,--wrap=seccomp_reset -Wl,--wrap=seccomp_merge
+// #cgo LDFLAGS: -Wl,--wrap=seccomp_arch_remove -Wl,--wrap=seccomp_syscall_priority
 // #include "filters.h"
 import "C"
 

@@ -29,7 +29,10 @@ func TestMain(m *testing.M) {
 }
 
 // variants are filters that differ from the first in one thing each.
-var variants = []string{"", "action", "arch", "log", "call", "arguments", "value", "exact", "fewer"}
+var variants = []string{"", "action", "arch", "log", "call", "arguments", "value", "exact", "fewer", "late"}
+
+// unknown are those that are made with calls that libcontainer does not use: they have no place in the cache.
+var unknown = []string{"shown", "priority"}
 
 // export makes a filter and writes its program to standard output.
 func export(variant string) error {
@@ -64,11 +67,22 @@ func export(variant string) error {
 	if variant == "exact" {
 		add = f.AddRuleConditionalExact
 	}
+	if err == nil && variant == "late" {
+		err = f.SetLogBit(true)
+	}
+	if err == nil && variant == "priority" {
+		err = f.SetSyscallPriority(7, 200)
+	}
 	if err == nil && cerr == nil && variant != "arguments" {
 		err = add(50, libseccomp.ActAllow, []libseccomp.ScmpCondition{condition})
 	}
 	if err != nil || cerr != nil {
 		return fmt.Errorf("%w, %w", err, cerr)
+	}
+	if variant == "shown" {
+		if err := f.ExportPFC(os.Stdout); err != nil {
+			return err
+		}
 	}
 	return f.ExportBPF(os.Stdout)
 }
@@ -113,6 +127,56 @@ func TestAnInitGetsTheProgramOfItsOwnCalls(t *testing.T) {
 	for _, v := range variants[1:] {
 		if got := run(t, "init", v); !bytes.Equal(got, compiled[v]) {
 			t.Errorf("%s: got the program of another filter", v)
+		}
+	}
+}
+
+// A rule that is known is not added: its answer is the recorded one.
+func TestARuleIsAnswered(t *testing.T) {
+	c, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	recording := run(t, "record", "")
+	const callSize, argumentSize = 20, 32
+	last := program(recording)
+	last = recording[len(recording)-len(last)-callSize-argumentSize:]
+	if kind, result := binary.NativeEndian.Uint32(last), binary.NativeEndian.Uint32(last[4:]); kind != 'r' || result != 0 {
+		t.Fatalf("the last call is %c with %d", rune(kind), result)
+	}
+	binary.NativeEndian.PutUint32(last[4:], ^uint32(unix.EXDEV)+1)
+	if err := c.Add(recording); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("/proc/self/exe", "init", "").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), unix.EXDEV.Error()) {
+		t.Errorf("got %v, %q", err, out)
+	}
+	for _, v := range variants[1:] {
+		run(t, "init", v)
+	}
+}
+
+func TestUnknownCallsMakeAFilterOfTheirOwn(t *testing.T) {
+	want := map[string][]byte{}
+	for _, v := range unknown {
+		want[v] = run(t, "init", v)
+	}
+	c, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Add(run(t, "record", "")); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range unknown {
+		if got := run(t, "init", v); !bytes.Equal(got, want[v]) {
+			t.Errorf("%s: got %d bytes, want %d", v, len(got), len(want[v]))
+		}
+		if err := exec.Command("/proc/self/exe", "record", v).Run(); err == nil {
+			t.Errorf("%s was recorded", v)
 		}
 	}
 }
