@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/specconv"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/stage"
@@ -201,7 +202,9 @@ func (k *Keeper) startPlain(e *execution, req *keeper.ExecRequest, stdio []*os.F
 	if err != nil {
 		return err
 	}
-	err = handle.Start(process)
+	if err = k.restoreProfile(req.ID, handle); err == nil {
+		err = handle.Start(process)
+	}
 	done()
 	if err != nil {
 		return err
@@ -229,6 +232,25 @@ func (k *Keeper) borrow(c *container) (handle *libcontainer.Container, done func
 	}
 	handle, err = libcontainer.Load(k.layout.libcontainer(), c.id)
 	return handle, func() {}, err
+}
+
+// restoreProfile gives libcontainer's object the whole seccomp profile in place of the short form, which means something
+// only to the keeper that started the container: see package profiles.
+func (k *Keeper) restoreProfile(id string, handle *libcontainer.Container) error {
+	config := handle.Config()
+	if config.Seccomp == nil {
+		return nil
+	}
+	spec, err := k.layout.readSpec(id)
+	if err != nil {
+		return fmt.Errorf("read spec: %w", err)
+	}
+	whole, err := specconv.SetupSeccomp(spec.Linux.Seccomp)
+	if err != nil {
+		return fmt.Errorf("translate seccomp profile: %w", err)
+	}
+	*config.Seccomp = *whole // Config is a copy, this is not
+	return nil
 }
 
 // setBlocking takes O_NONBLOCK from a description that another program set up: commands do not expect it.

@@ -106,18 +106,7 @@ func TestExecLoadsTheFilterOfTheContainer(t *testing.T) {
 				}
 				r.Spec.Linux.Seccomp = profile
 			}, "sleep", "1000")
-			r, w, err := os.Pipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer r.Close()
-			s, err := c.client.Exec(deadline(t), keeper.ExecRequest{ID: c.ID, Args: []string{"sleep", "1000"}}, [3]*os.File{w, w, w})
-			_ = w.Close()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer s.Close()
-			init, exec := loadedFilter(t, c.pid), loadedFilter(t, s.PID)
+			init, exec := loadedFilter(t, c.pid), loadedFilter(t, c.execSleep())
 			if init.flags != exec.flags {
 				t.Errorf("flags %#x and %#x", init.flags, exec.flags)
 			}
@@ -127,6 +116,23 @@ func TestExecLoadsTheFilterOfTheContainer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// execSleep starts a command that runs until the end of the test, and returns its process.
+func (c *container) execSleep() int {
+	c.t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { _ = r.Close() })
+	s, err := c.client.Exec(deadline(c.t), keeper.ExecRequest{ID: c.ID, Args: []string{"sleep", "1000"}}, [3]*os.File{w, w, w})
+	_ = w.Close()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(s.Close)
+	return s.PID
 }
 
 // compareVerdicts asks both programs about every system call. Their bytes may differ: libcontainer puts the tests for the

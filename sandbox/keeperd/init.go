@@ -8,6 +8,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/keeperd/marks"
 	_ "github.com/gantry-cri/gantry/sandbox/keeperd/podinit" // the init of shared PID namespaces, in C
+	"github.com/gantry-cri/gantry/sandbox/keeperd/profiles"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/stage"
 )
 
@@ -17,13 +18,13 @@ func Init() {
 	if len(os.Args) < 2 {
 		return
 	}
-	switch os.Args[1] {
+	switch os.Args[len(os.Args)-1] {
+	case stage.CompilerVerb: // with "init" before it, it has the filters that an init has
+		stage.CompilerMain()
+	case profiles.RecordVerb:
+		profiles.RecorderMain()
 	case "init":
 		marks.Begin()
 		libcontainer.Init()
-	case compileArg:
-		compileFilter()
-	case stage.CompilerVerb:
-		stage.CompilerMain()
 	}
 }

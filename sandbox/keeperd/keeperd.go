@@ -19,6 +19,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/marks"
+	"github.com/gantry-cri/gantry/sandbox/keeperd/profiles"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/stage"
 )
 
@@ -43,7 +44,7 @@ type Keeper struct {
 	slots  *slots
 	// captures are turns of their own: an exec that is set up in a frozen container holds one of slots while it is frozen.
 	captures *slots
-	learn    *learner
+	profiles *profiles.Book
 	marks    *marks.Area // nil when there is none: then nobody knows how long the stages of an init took
 	logs     *pumpPool
 	oom      oomLedger
@@ -90,7 +91,12 @@ func Serve(config Config) error {
 		return err
 	}
 	debug.SetGCPercent(50) // the heap is small and its garbage rare: memory is worth more than time here
-	k.learn = newLearner(k.log)
+	// For the inits, to which libcontainer hands it on: one does one thing at a time, and takes half a millisecond to learn
+	// how many processors it might use, and to prepare for them.
+	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
+		return err
+	}
+	k.profiles = profiles.Open(k.log.printf)
 	if k.marks, err = marks.Open(); err != nil {
 		k.log.printf("%v: the stages of starts are not told", err)
 	}

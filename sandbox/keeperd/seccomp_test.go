@@ -2,8 +2,10 @@ package keeperd_test
 
 import (
 	encoding "encoding/binary"
+	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -65,6 +67,78 @@ func TestFiltersAreCompiledOnceAndStillTheContainersOwn(t *testing.T) {
 	}
 	if strings.Contains(n.log(), "compile") {
 		t.Errorf("the keeper's log:\n%s", n.log())
+	}
+}
+
+// rulesGiven is how many system calls the profile has that libcontainer was given.
+func (c *container) rulesGiven() int {
+	c.t.Helper()
+	var state struct {
+		Config struct {
+			Seccomp struct {
+				Syscalls []struct{ Name string }
+			}
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(c.dir, "keeper/lc", c.ID, "state.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &state)
+	}
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return len(state.Config.Seccomp.Syscalls)
+}
+
+// What libcontainer is given from the second container on is not the profile: the filter has to be.
+func TestShortFormOfAProfileMakesItsFilter(t *testing.T) {
+	n := newNode(t)
+	c := n.run(defaultFilter, "sleep", "1000")
+	if got := c.rulesGiven(); got < 300 {
+		t.Errorf("the first was given %d rules", got)
+	}
+	want := loadedFilter(t, c.pid)
+	n.eventually("a container is given the short form", func() bool {
+		c.delete()
+		c = n.run(defaultFilter, "sleep", "1000")
+		return c.rulesGiven() < 10
+	})
+	check := func(what string, pid int) {
+		t.Helper()
+		got := loadedFilter(t, pid)
+		if got.flags != want.flags {
+			t.Errorf("%s: flags %#x and %#x", what, got.flags, want.flags)
+		}
+		compareVerdicts(t, got.program, want.program)
+	}
+	check("start", c.pid)
+	// A keeper that never met the profile starts a command by what is on disk.
+	n.crash()
+	n.program = plainKeeper(t)
+	n.respawn(c)
+	check("exec", c.execSleep())
+	if strings.Contains(n.log(), "compile") {
+		t.Errorf("the keeper's log:\n%s", n.log())
+	}
+}
+
+// Only a profile that denies what it does not name has a short form: see package profiles.
+func TestProfileThatAllowsIsGivenWhole(t *testing.T) {
+	n := newNode(t)
+	whole := func(r *keeper.StartRequest) {
+		defaultFilter(r)
+		r.Spec.Linux.Seccomp.DefaultAction = specs.ActAllow
+		for i := range r.Spec.Linux.Seccomp.Syscalls {
+			r.Spec.Linux.Seccomp.Syscalls[i].Action = specs.ActLog
+		}
+	}
+	for range 2 {
+		c := n.run(whole, "sleep", "1000")
+		if got := c.rulesGiven(); got < 300 {
+			t.Errorf("%d rules were given", got)
+		}
+		c.delete()
+		n.eventually("the filter is there", func() bool { return n.learned() == 1 })
 	}
 }
 

@@ -158,7 +158,6 @@ func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *
 	if err != nil {
 		return nil, nil, err
 	}
-	k.learn.meet(config.Seccomp)
 	c.watch.next("libcontainer, create")
 	c.handle, err = libcontainer.Create(k.layout.libcontainer(), req.ID, config)
 	if err != nil {
@@ -189,15 +188,19 @@ func (k *Keeper) complete(spec *specs.Spec, rootfs string, user keeper.ResolvedU
 	return spec
 }
 
-// configure translates the spec. libcontainer takes the thread's current directory for the bundle.
+// configure translates the spec, with the short form of its seccomp profile. libcontainer takes the thread's current
+// directory for the bundle.
 func (k *Keeper) configure(req *keeper.StartRequest, spec *specs.Spec) (*configs.Config, error) {
 	if err := os.Chdir(k.layout.bundle(req.ID)); err != nil {
 		return nil, fmt.Errorf("enter bundle: %w", err)
 	}
+	short, linux := *spec, *spec.Linux
+	short.Linux = &linux
+	linux.Seccomp = k.profiles.Meet(linux.Seccomp)
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName:       req.ID,
 		UseSystemdCgroup: req.SystemdCgroup,
-		Spec:             spec,
+		Spec:             &short,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("translate spec: %w", err)

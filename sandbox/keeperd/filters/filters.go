@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -34,9 +35,12 @@ import (
 // FD is the descriptor that the cache has in the keeper: an init finds it by this number.
 const FD = C.FILTERS_FD
 
+// MaxFilters is how many filters a cache holds.
+const MaxFilters = C.FILTERS_MAX
+
 const (
 	magic      = C.FILTERS_MAGIC
-	maxEntries = C.FILTERS_MAX
+	maxEntries = MaxFilters
 	size       = C.FILTERS_SIZE
 	headerSize = 16
 	entrySize  = 16
@@ -96,17 +100,38 @@ func share(fd int) error {
 // Close gives the memory back.
 func (c *Cache) Close() error { return errors.Join(unix.Close(FD), unix.Munmap(c.memory)) }
 
-// Add keeps the program of a filter: what a recording process wrote (see Record). A cache that is full takes no more:
-// a node has a handful of profiles.
-func (c *Cache) Add(recording []byte) error {
-	if len(recording) < 4 {
-		return fmt.Errorf("read recorded filter: %d bytes", len(recording))
+// Recording is what a recording process wrote (see Record): the length of the calls that make a filter, the calls, and its
+// program.
+type Recording []byte
+
+func (r Recording) split() (calls, program []byte, err error) {
+	if len(r) < 4 {
+		return nil, nil, fmt.Errorf("read recorded filter: %d bytes", len(r))
 	}
-	calls := binary.NativeEndian.Uint32(recording)
-	body := recording[4:]
-	if uint64(calls) >= uint64(len(body)) {
-		return fmt.Errorf("read recorded filter: %d bytes of calls in %d", calls, len(body))
+	n, body := binary.NativeEndian.Uint32(r), r[4:]
+	if uint64(n) >= uint64(len(body)) {
+		return nil, nil, fmt.Errorf("read recorded filter: %d bytes of calls in %d", n, len(body))
 	}
+	return body[:n], body[n:], nil
+}
+
+// For returns a recording in which the calls of r make the program of another.
+func (r Recording) For(other Recording) Recording {
+	calls, _, err := r.split()
+	_, program, oerr := other.split()
+	if err != nil || oerr != nil {
+		return nil // Add says what is wrong
+	}
+	return slices.Concat(r[:4], calls, program)
+}
+
+// Add keeps the program of a filter. A cache that is full takes no more: a node has a handful of profiles.
+func (c *Cache) Add(r Recording) error {
+	calls, program, err := r.split()
+	if err != nil {
+		return err
+	}
+	body := r[4:]
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.count == maxEntries || uint64(c.end)+uint64(len(body)) > size {
@@ -114,7 +139,7 @@ func (c *Cache) Add(recording []byte) error {
 	}
 	copy(c.memory[c.end:], body)
 	entry := c.memory[headerSize+c.count*entrySize:]
-	for i, v := range []uint32{c.end, calls, uint32(len(body)) - calls, 0} {
+	for i, v := range []uint32{c.end, uint32(len(calls)), uint32(len(program)), 0} {
 		binary.NativeEndian.PutUint32(entry[4*i:], v)
 	}
 	c.count++

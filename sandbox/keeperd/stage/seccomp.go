@@ -71,7 +71,7 @@ func (p *Programs) Compile(ctx context.Context, profile *specs.LinuxSeccomp) (*P
 // compile fills in c; one that failed is tried again by who comes next.
 func (p *Programs) compile(key [sha256.Size]byte, c *compilation, profile []byte) {
 	defer close(c.done)
-	c.program, c.err = runCompiler(profile)
+	c.program, c.err = runCompiler(context.Background(), profile)
 	if c.err == nil {
 		return
 	}
@@ -82,10 +82,20 @@ func (p *Programs) compile(key [sha256.Size]byte, c *compilation, profile []byte
 	}
 }
 
-func runCompiler(profile []byte) (*Program, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), compilerTimeout)
+// Compile has a process say which filter libcontainer loads for a profile: one of CompilerVerb, with the arguments given
+// before it.
+func Compile(ctx context.Context, profile *specs.LinuxSeccomp, args ...string) (*Program, error) {
+	text, err := json.Marshal(profile)
+	if err != nil {
+		return nil, fmt.Errorf("encode seccomp profile: %w", err)
+	}
+	return runCompiler(ctx, text, args...)
+}
+
+func runCompiler(ctx context.Context, profile []byte, args ...string) (*Program, error) {
+	ctx, cancel := context.WithTimeout(ctx, compilerTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", CompilerVerb)
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", append(args, CompilerVerb)...)
 	cmd.Stdin = bytes.NewReader(profile)
 	var said bytes.Buffer
 	cmd.Stderr = &said
@@ -99,8 +109,13 @@ func runCompiler(profile []byte) (*Program, error) {
 	return &Program{flags: binary.NativeEndian.Uint32(out), filter: slices.Clone(out[4:])}, nil
 }
 
-// notifies says that system calls are to be told to a listener.
-func notifies(profile *specs.LinuxSeccomp) bool {
+// Equal says whether two programs are the same, to the byte.
+func (p *Program) Equal(other *Program) bool {
+	return p.flags == other.flags && bytes.Equal(p.filter, other.filter)
+}
+
+// Notifies says that system calls are to be told to a listener.
+func Notifies(profile *specs.LinuxSeccomp) bool {
 	if profile == nil {
 		return false
 	}

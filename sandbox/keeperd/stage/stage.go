@@ -88,7 +88,7 @@ func uncommon(spec *specs.Spec) error {
 		return errors.New("the container has unusual namespaces")
 	case nproc && flags&unix.CLONE_NEWUSER != 0:
 		return errors.New("the number of processes is limited in a user namespace")
-	case notifies(linux.Seccomp):
+	case Notifies(linux.Seccomp):
 		return errors.New("the seccomp filter has a listener")
 	}
 	return nil

@@ -1,0 +1,179 @@
+// Package profiles makes the seccomp profiles of a node cheap. A profile names some 400 system calls, and to send them to
+// the init of each container, in JSON, costs more than to start a process. So each profile that is met is compiled once, in
+// processes of their own, and from then on a container gets a short form of it: a profile of a few rules that says nothing
+// but which profile it stands for. Package filters hands the init the program of the long one for it.
+//
+// It never loads a filter.
+package profiles
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/opencontainers/runc/libcontainer/seccomp"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+
+	"github.com/gantry-cri/gantry/sandbox/keeperd/filters"
+	"github.com/gantry-cri/gantry/sandbox/keeperd/stage"
+)
+
+// RecordVerb is the argument that makes the program one that records how libcontainer makes a filter; see RecorderMain.
+const RecordVerb = "record-filter"
+
+// learnTimeout is how long all processes for one profile may take; together they take some 100 ms.
+const learnTimeout = 2 * time.Minute
+
+// maxProfiles bounds what is kept. A node has a handful; those past the bound are compiled at each start.
+const maxProfiles = filters.MaxFilters / 2
+
+// Book knows the profiles that were met. The methods may be called at the same time.
+type Book struct {
+	cache *filters.Cache // nil when there is none: each init then compiles for itself
+	log   func(format string, args ...any)
+
+	mu    sync.Mutex
+	known map[[sha256.Size]byte]*page
+}
+
+// page is what is known of one profile.
+type page struct {
+	short *specs.LinuxSeccomp // nil until it is known to have the effect of the long one
+}
+
+// Open makes an empty book. One process has one.
+func Open(log func(format string, args ...any)) *Book {
+	b := &Book{log: log, known: map[[sha256.Size]byte]*page{}}
+	var err error
+	if b.cache, err = filters.Open(); err != nil {
+		log("%v: every start compiles its filter", err)
+	}
+	return b
+}
+
+// Meet returns what is to be given to libcontainer for a profile of a container that starts: the short form, or the
+// profile itself as long as there is none. It does not wait for one. Neither may be changed.
+func (b *Book) Meet(profile *specs.LinuxSeccomp) *specs.LinuxSeccomp {
+	if profile == nil || b.cache == nil {
+		return profile
+	}
+	text, err := json.Marshal(profile)
+	if err != nil {
+		return profile
+	}
+	sum := sha256.Sum256(text)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.known[sum]
+	switch {
+	case p != nil && p.short != nil:
+		return p.short
+	case p == nil && len(b.known) < maxProfiles:
+		p = &page{}
+		b.known[sum] = p
+		go b.learn(p, profile, sum)
+	}
+	return profile
+}
+
+func (b *Book) learn(p *page, profile *specs.LinuxSeccomp, sum [sha256.Size]byte) {
+	ctx, cancel := context.WithTimeout(context.Background(), learnTimeout)
+	defer cancel()
+	short, err := b.compile(ctx, profile, sum)
+	if err != nil {
+		b.log("compile seccomp filter beforehand: %v", err)
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p.short = short
+}
+
+// compile fills the cache and returns the short form, nil when there is none.
+func (b *Book) compile(ctx context.Context, profile *specs.LinuxSeccomp, sum [sha256.Size]byte) (*specs.LinuxSeccomp, error) {
+	long, err := record(ctx, profile)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.cache.Add(long); err != nil {
+		return nil, err
+	}
+	short := shorten(profile, sum)
+	if short == nil {
+		return nil, nil
+	}
+	recorded, err := record(ctx, short)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.cache.Add(recorded.For(long)); err != nil {
+		return nil, err
+	}
+	return short, verify(ctx, profile, short)
+}
+
+// verifyTries is how often two programs are compared. libcontainer puts the architectures of a filter in any order, of
+// which there are a few.
+const verifyTries = 16
+
+// verify makes sure that an init that is given the short form loads the program of the long one: it has both loaded, the
+// short one by a process that finds the cache as an init does, and compares what the kernel would get.
+func verify(ctx context.Context, profile, short *specs.LinuxSeccomp) error {
+	want, err := stage.Compile(ctx, profile)
+	if err != nil {
+		return err
+	}
+	for range verifyTries {
+		got, err := stage.Compile(ctx, short, "init")
+		if err != nil {
+			return err
+		}
+		if got.Equal(want) {
+			return nil
+		}
+	}
+	return errors.New("the short form of a profile has another effect: it is not used")
+}
+
+// record returns how libcontainer makes the filter of a profile. A process of its own does that: libcontainer makes a
+// program and loads it in one step.
+func record(ctx context.Context, profile *specs.LinuxSeccomp) (filters.Recording, error) {
+	text, err := json.Marshal(profile)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", RecordVerb)
+	cmd.Env = []string{}
+	cmd.Stdin = bytes.NewReader(text)
+	var out, said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("record filter: %w: %s", err, bytes.TrimSpace(said.Bytes()))
+	}
+	return out.Bytes(), nil
+}
+
+// RecorderMain is the process of RecordVerb: it reads a profile, writes a recording, and does not return. It ends when
+// libcontainer has the program made, before it is loaded.
+func RecorderMain() {
+	var profile specs.LinuxSeccomp
+	err := json.NewDecoder(os.Stdin).Decode(&profile)
+	if err == nil {
+		config, serr := specconv.SetupSeccomp(&profile)
+		if err = serr; err == nil {
+			filters.Record(os.Stdout)
+			_, err = seccomp.InitSeccomp(config)
+		}
+	}
+	fmt.Fprintf(os.Stderr, "no program was made: %v\n", err)
+	os.Exit(1)
+}
