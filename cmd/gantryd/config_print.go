@@ -58,7 +58,7 @@ var keyDocs = map[string]string{
 		"table. An interface name of 1 to 15 characters; two daemons need two.",
 
 	"seccomp.native_only": "Let the default seccomp profile know the machine's own architecture only. true or " +
-		"false; true starts containers about 8 ms faster, and kills programs of its 32-bit relatives.",
+		"false; with true, programs of its 32-bit relatives are killed.",
 
 	"cdi.spec_dirs": "Directories of CDI specs, which say what a device is made of. A list of absolute paths; of a " +
 		"device that is in several the last counts.",

@@ -40,6 +40,8 @@ func TestMain(m *testing.M) {
 		os.Exit(code)
 	}
 	os.Setenv("TMPDIR", machine.Dir())
+	// The keeper's processes for one task do not wait a second at their end for goroutines with a race.
+	os.Setenv("GORACE", "atexit_sleep_ms=0")
 	dir, err := os.MkdirTemp("", "keeperd-test-")
 	if err != nil {
 		panic(err)
