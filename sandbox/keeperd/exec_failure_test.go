@@ -3,11 +3,13 @@ package keeperd_test
 import (
 	bits "encoding/binary"
 	"errors"
+	"fmt"
 	"math"
 	"os"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/moby/profiles/seccomp"
@@ -181,9 +183,19 @@ type seccompFilter struct {
 	program *bpf.VM
 }
 
-// loadedFilter asks the kernel for the only filter of a process, which is stopped for that.
+// loadedFilter asks the kernel for the only filter of a process that runs sleep, and is stopped for that. One that still
+// is to execute it is waited for: to stop it in the middle of that does not always succeed.
 func loadedFilter(t *testing.T, pid int) (loaded seccompFilter) {
 	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		if string(name) == "sleep\n" {
+			break
+		}
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("process %d is called %q, %v", pid, name, err)
+		}
+	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := unix.PtraceSeize(pid); err != nil {
