@@ -23,8 +23,10 @@ const (
 	freshTimeout = time.Second
 	// catchUpTimeout bounds the wait for a measurement of all layers.
 	catchUpTimeout = 5 * time.Second
-	// noticed is the part of the free space whose coming or going makes a measurement worth its while.
-	noticed = 128
+	// noticed is the part of the free space whose coming or going makes a measurement worth its while, scarceBelow that of
+	// the filesystem below which it matters at all: the kubelet evicts when 15 % are left, unless told otherwise.
+	noticed     = 128
+	scarceBelow = 4
 )
 
 // measureRounds measures everything at once and then once per period.
@@ -37,10 +39,10 @@ func (s *Sampler) measureRounds(ctx context.Context) {
 	}
 }
 
-// CatchUp measures the layers if much was written to their filesystem, or deleted, since they were last measured, and
-// waits until what they take is in the samples, but no longer than ctx and some seconds. Otherwise it costs a look at
-// the filesystem. It comes before a list of containers: a kubelet that finds the disk full evicts the pod that takes
-// most of it, and by the figures of a minute before it would be another.
+// CatchUp measures the layers if their filesystem is nearly full and much was written to it, or deleted, since they were
+// last measured, and waits until what they take is in the samples, but no longer than ctx and some seconds. Otherwise
+// it costs a look at the filesystem. It comes before a list of containers: a kubelet that finds the disk full evicts the
+// pod that takes most of it, and by the figures of a minute before it would be another.
 func (s *Sampler) CatchUp(ctx context.Context) {
 	if !s.moved() {
 		return
@@ -70,19 +72,22 @@ func (s *Sampler) CatchUp(ctx context.Context) {
 // space is what is free of a filesystem.
 type space struct{ bytes, inodes uint64 }
 
-// space looks at the filesystem that all layers are on.
-func (s *Sampler) space() space {
+// space looks at the filesystem that all layers are on, and gives its size, too.
+func (s *Sampler) space() (free, all space) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(s.images.FsInfo().GetFsId().GetMountpoint(), &fs); err != nil {
-		return space{}
+		return space{}, space{}
 	}
-	return space{bytes: fs.Bavail * uint64(fs.Bsize), inodes: fs.Ffree}
+	block := uint64(fs.Bsize)
+	return space{bytes: fs.Bavail * block, inodes: fs.Ffree}, space{bytes: fs.Blocks * block, inodes: fs.Files}
 }
 
-// moved reports whether the free space is another than when the layers were measured, in a degree that counts.
+// moved reports whether the free space is scarce, and another than when the layers were measured.
 func (s *Sampler) moved() bool {
 	then := s.measured.Load()
-	return then == nil || s.space().differs(*then)
+	free, all := s.space()
+	scarce := free.bytes < all.bytes/s.scarceBelow || free.inodes < all.inodes/s.scarceBelow
+	return scarce && then != nil && free.differs(*then)
 }
 
 func (s space) differs(then space) bool {
@@ -93,7 +98,7 @@ func (s space) differs(then space) bool {
 // measureAll measures every running container, one after the other: a walk through a large layer must not take more
 // than one processor. The caller holds the token of s.measuring.
 func (s *Sampler) measureAll(ctx context.Context) {
-	now := s.space() // before, so that what is written meanwhile is noticed
+	now, _ := s.space() // before, so that what is written meanwhile is noticed
 	s.measured.Store(&now)
 	s.findLayers()
 	for _, st := range s.source.Containers() {

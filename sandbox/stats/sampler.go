@@ -75,6 +75,8 @@ type Sampler struct {
 	// measuring holds a token: who has it may measure all layers. measured is what was free when that began last.
 	measuring chan struct{}
 	measured  atomic.Pointer[space]
+	// scarceBelow is the constant, outside tests.
+	scarceBelow uint64
 	// layers is of the filesystem of the layers, as of the last round.
 	layers atomic.Pointer[Layer]
 	// asked holds a token when somebody was given a sample of any age.
@@ -125,8 +127,8 @@ func start(config Config, c *cgroups) *Sampler {
 		readers:   sync.Pool{New: func() any { return newReader() }},
 		asking:    make(chan struct{}, askers),
 		asked:     make(chan struct{}, 1),
-		measuring: make(chan struct{}, 1),
-		entries:   map[string]*entry{},
+		measuring: make(chan struct{}, 1), scarceBelow: scarceBelow,
+		entries: map[string]*entry{},
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.done.Go(func() { s.sampleRounds(s.ctx) })

@@ -224,6 +224,7 @@ func TestALayerThatGrowsFastIsInTheNextList(t *testing.T) {
 	s, n, c := startFake(t)
 	<-n.measured // the round at start
 	s.Container(t.Context(), c, 0)
+	s.scarceBelow = 1 // of any filesystem
 	s.CatchUp(t.Context())
 	if len(n.measured) != 0 {
 		t.Fatal("layers were measured although nothing was written")
@@ -240,6 +241,12 @@ func TestALayerThatGrowsFastIsInTheNextList(t *testing.T) {
 		<-n.measured
 		before = after
 	}
+	s.scarceBelow = 1 << 60 // of none: whatever is written evicts nobody
+	s.measured.Store(&space{bytes: 1 << 60})
+	s.CatchUp(t.Context())
+	if len(n.measured) != 0 {
+		t.Error("layers were measured although the disk is all but empty")
+	}
 }
 
 // A layer that takes long to walk holds nobody up for longer than his patience.
@@ -248,6 +255,7 @@ func TestWhoGaveUpDoesNotWaitForLayers(t *testing.T) {
 	<-n.measured // the round at start
 	s.measuring <- struct{}{}
 	s.measured.Store(&space{bytes: 1 << 60})
+	s.scarceBelow = 1
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	s.CatchUp(ctx)
