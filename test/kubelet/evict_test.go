@@ -19,7 +19,7 @@ import (
 )
 
 // What is free of the two filesystems of the node, in MiB: all, what makes pressure that evicts nobody for an hour (of the
-// kubelet's only), and what makes the kubelet evict.
+// kubelet's only), and what makes the kubelet evict, which is below the quarter where the daemon begins to look closely.
 const (
 	diskSize = 200
 	diskSoft = 70
