@@ -336,7 +336,7 @@ func TestCheckpointPodGivesUp(t *testing.T) {
 	if len(cut) != 4 {
 		t.Errorf("cut short were %v, expected some of each", cut)
 	}
-	if err := p.checkpoint(t, t.TempDir(), big, small); err != nil {
+	if err := whenLetGo(t, func() error { return p.checkpoint(t, t.TempDir(), big, small) }); err != nil {
 		t.Errorf("after checkpoints that were cut short: %v", err)
 	}
 }
