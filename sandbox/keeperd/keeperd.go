@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -90,7 +89,6 @@ func Serve(config Config) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	debug.SetGCPercent(50) // the heap is small and its garbage rare: memory is worth more than time here
 	// For the inits, to which libcontainer hands it on: one does one thing at a time, and takes half a millisecond to learn
 	// how many processors it might use, and to prepare for them.
 	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
