@@ -44,6 +44,9 @@ const (
 	// takes a quarter more of CPU time: it does not stay in the processor's cache.
 	pipeSize = 64 << 10
 	hotSize  = 256 << 10
+	// writeSize is how much becomes records and is written at a time: it is still in the processor's cache then. There is
+	// always a record in so much.
+	writeSize = 2 * crilog.MaxContent
 	// scratches bounds the pumps that move data at one time, and those that hold a thread to gather it.
 	scratches = 4
 	// firstRest is how soon a FIFO with an unterminated line is looked at again; each rest is twice the last. After
@@ -228,7 +231,10 @@ func (p *pump) step(fd int) (moved, end bool) {
 		return false, err == nil && hup // EAGAIN: the container reads its own output
 	}
 	p.taps.offer(s.buf[min(p.tail, n):n])
-	done := p.append(s.buf[:n], false)
+	done := 0
+	for wrote := -1; wrote != 0 && done < n; done += wrote {
+		wrote = p.append(s.buf[done:min(done+writeSize, n)], false)
+	}
 	if done == 0 && (force || n < count) {
 		done = p.append(s.buf[:n], true)
 	}
