@@ -23,8 +23,9 @@ ablate() { # ablate NAME SCENARIOS FILE SED-EXPRESSION
 	rm -rf "$tree"
 }
 
-ablate seccomp-filter-compiled-once 'host network, (1|16) ' sandbox/keeperd/seccomp.go \
-	's/if profile == nil || l.cache == nil {/if true {/'
+ablate seccomp-filter-compiled-once 'host network, (1|16) ' sandbox/keeperd/profiles/profiles.go \
+	's/if profile == nil || b.cache == nil {/if true {/'
+ablate seccomp-profile-in-short 'host network, (1|16) ' sandbox/keeperd/profiles/profiles.go 's/^\tif short == nil {/\tif true {/'
 ablate no-x32-where-there-is-none 'host network, 1 ' sandbox/spec/seccomp.go 's/if !b.in.Node.X32 {/if false {/'
 ablate rcu-poke 'host network, (1|16) ' sandbox/keeperd/host.go 's/if len(h.cgroups) == 0 ||/if true ||/'
 ablate log-level-of-init 'host network, 1 ' sandbox/keeperd/process.go 's/const initLogLevel = "4"/const initLogLevel = ""/'

@@ -3,6 +3,7 @@ package imageservice
 import (
 	"context"
 	"sync"
+	"time"
 
 	"k8s.io/klog/v2"
 )
@@ -59,11 +60,16 @@ func (s *Service) repeat(r *rounds, do func(context.Context) error) {
 	})
 }
 
-// wait waits for the end of a round, but not beyond ctx or the service: the space comes free then, too, only later.
+// freePatience is how long a removal waits for its space to be free: a round may have somebody else's millions of files.
+const freePatience = 10 * time.Second
+
+// wait waits for the end of a round, but not beyond freePatience, ctx or the service: the space comes free then, too,
+// only later.
 func (s *Service) wait(ctx context.Context, ends <-chan struct{}) {
 	select {
 	case <-ends:
 	case <-ctx.Done():
 	case <-s.ctx.Done():
+	case <-time.After(freePatience):
 	}
 }

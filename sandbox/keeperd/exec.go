@@ -228,7 +228,11 @@ func (k *Keeper) borrow(c *container) (handle *libcontainer.Container, done func
 		if err == nil && k.stateOf(c) == stateRunning {
 			c.handle = handle
 		}
-		return handle, c.handleMu.Unlock, err
+		if err != nil {
+			c.handleMu.Unlock()
+			return nil, nil, err
+		}
+		return handle, c.handleMu.Unlock, nil
 	}
 	handle, err = libcontainer.Load(k.layout.libcontainer(), c.id)
 	return handle, func() {}, err

@@ -89,11 +89,6 @@ func Serve(config Config) error {
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	// For the inits, to which libcontainer hands it on: one does one thing at a time, and takes half a millisecond to learn
-	// how many processors it might use, and to prepare for them.
-	if err := os.Setenv("GOMAXPROCS", "1"); err != nil {
-		return err
-	}
 	k.profiles = profiles.Open(k.log.printf)
 	if k.marks, err = marks.Open(); err != nil {
 		k.log.printf("%v: the stages of starts are not told", err)

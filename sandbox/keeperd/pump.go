@@ -234,12 +234,13 @@ func (p *pump) step(fd int) (moved, end bool) {
 	done := 0
 	for wrote := -1; wrote != 0 && done < n; done += wrote {
 		wrote = p.append(s.buf[done:min(done+writeSize, n)], false)
+		p.discard(fd, wrote)
 	}
 	if done == 0 && (force || n < count) {
 		done = p.append(s.buf[:n], true)
+		p.discard(fd, done)
 	}
 	p.pool.put(s, true)
-	p.discard(fd, done)
 	now := time.Now()
 	p.tail, p.flush, p.hot, p.last = n-done, false, now.Sub(p.last) < gatherWithin, now
 	return true, false

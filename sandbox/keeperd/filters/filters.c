@@ -25,7 +25,8 @@ struct cache {
 
 static const struct cache *cache;
 
-// The calls of the filter that is being made. One at a time: more would only mean that none is found.
+// The calls of the filter that is being made. There is one in a process: a second would find the first without its rules,
+// and ends the process.
 static struct {
 	scmp_filter_ctx ctx;
 	unsigned char *bytes;
@@ -137,6 +138,8 @@ scmp_filter_ctx __wrap_seccomp_init(uint32_t action)
 
 	if (marks_seccomp != NULL)
 		marks_seccomp();
+	if (calls.owing)
+		abort(); // a filter before this one would lack rules
 	ctx = __real_seccomp_init(action);
 	calls.ctx = ctx;
 	calls.len = 0;
