@@ -124,10 +124,12 @@ func (t *capture) freezer() string {
 
 // captureAll freezes all containers and then captures each. It leaves them frozen, also on error.
 func (k *Keeper) captureAll(ctx context.Context, program string, targets []*capture) error {
-	for _, t := range targets {
+	for _, t := range targets { // before any is frozen: none is to stand still while another starts
 		if err := t.c.awaitCommand(ctx); err != nil {
 			return err
 		}
+	}
+	for _, t := range targets {
 		if err := k.layout.writeIntent(t.c.id, intent{}); err != nil {
 			return err
 		}

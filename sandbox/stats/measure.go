@@ -32,7 +32,11 @@ const (
 // measureRounds measures everything at once and then once per period.
 func (s *Sampler) measureRounds(ctx context.Context) {
 	for ctx.Err() == nil {
-		s.measuring <- struct{}{}
+		select {
+		case s.measuring <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
 		s.measureAll(ctx)
 		<-s.measuring
 		sleep(ctx, max(s.period, measurePeriod))
@@ -60,7 +64,9 @@ func (s *Sampler) CatchUp(ctx context.Context) {
 		defer func() { <-s.measuring }()
 		if s.moved() { // not another meanwhile
 			s.measureAll(s.ctx)
-			s.sampleAll()
+			if s.ctx.Err() == nil {
+				s.sampleAll()
+			}
 		}
 	}()
 	select {
