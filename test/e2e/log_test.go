@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -76,9 +77,38 @@ func (c *container) waitLog(t *testing.T, text string) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("the log does not say %q but:\n%s", text, b)
+			t.Fatalf("the log does not say %q but:\n%s\n%s", text, b, c.report())
 		}
 	}
+}
+
+// report says what the node knows of a container that does not do what it should: a failure may never come again.
+func (c *container) report() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	response, err := c.node.Runtime.ContainerStatus(ctx, &runtime.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
+	said := fmt.Sprintf("%v\n%v %v\n", response.GetStatus(), response.GetInfo(), err)
+	logs, _ := filepath.Glob(filepath.Join(c.node.Dir, "*.log"))
+	deeper, _ := filepath.Glob(filepath.Join(c.node.Dir, "*", "*.log"))
+	for _, log := range append(logs, deeper...) {
+		b, _ := os.ReadFile(log)
+		for line := range strings.Lines(string(b)) {
+			if strings.Contains(line, c.id) {
+				said += filepath.Base(log) + ": " + line
+			}
+		}
+	}
+	processes, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range processes {
+		if b, _ := os.ReadFile(dir + "/cgroup"); !strings.Contains(string(b), c.id) {
+			continue
+		}
+		for _, file := range []string{"comm", "wchan", "syscall", "stack"} {
+			b, err := os.ReadFile(filepath.Join(dir, file))
+			said += fmt.Sprintf("%s/%s: %s %v\n", dir, file, b, err)
+		}
+	}
+	return said
 }
 
 // waitCount waits until a counter has come to a number, which is in the log as it is now.
