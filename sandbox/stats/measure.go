@@ -47,31 +47,66 @@ func (s *Sampler) measureRounds(ctx context.Context) {
 // last measured, and waits until what they take is in the samples, but no longer than ctx and some seconds. Otherwise
 // it costs a look at the filesystem. It comes before a list of containers: a kubelet that finds the disk full evicts the
 // pod that takes most of it, and by the figures of a minute before it would be another.
+//
+// One look or measurement is under way at a time, and who comes long after it began waits no more: a disk that hangs, or
+// is slow, holds up some lists and not all.
 func (s *Sampler) CatchUp(ctx context.Context) {
+	c := s.catchUp()
+	if c == nil {
+		return
+	}
+	patience := time.NewTimer(time.Until(c.began.Add(catchUpTimeout)))
+	defer patience.Stop()
+	select {
+	case <-c.done:
+	case <-patience.C:
+	case <-ctx.Done():
+	}
+}
+
+// catchUp joins what is under way, or begins anew. It returns nil while the disk is left alone.
+func (s *Sampler) catchUp() *catching {
+	s.catching.Lock()
+	defer s.catching.Unlock()
+	if s.catching.now == nil && time.Now().After(s.catching.restUntil) {
+		c := &catching{began: time.Now(), done: make(chan struct{})}
+		s.catching.now = c
+		go func() {
+			s.measureIfMoved()
+			s.caughtUp(c)
+		}()
+	}
+	return s.catching.now
+}
+
+// caughtUp ends what was under way. After one that nobody had the patience for, the disk rests for as long as that took.
+func (s *Sampler) caughtUp(c *catching) {
+	s.catching.Lock()
+	defer s.catching.Unlock()
+	s.catching.now = nil
+	if took := time.Since(c.began); took > catchUpTimeout {
+		s.catching.restUntil = time.Now().Add(took)
+	}
+	close(c.done)
+}
+
+// measureIfMoved measures to the end, for the next who asks, whatever the patience of those who asked now.
+func (s *Sampler) measureIfMoved() {
 	if !s.moved() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, catchUpTimeout)
-	defer cancel()
 	select {
 	case s.measuring <- struct{}{}:
-	case <-ctx.Done():
+	case <-s.ctx.Done():
 		return
 	}
-	done := make(chan struct{})
-	go func() { // to its end, for the next who asks
-		defer close(done)
-		defer func() { <-s.measuring }()
-		if s.moved() { // not another meanwhile
-			s.measureAll(s.ctx)
-			if s.ctx.Err() == nil {
-				s.sampleAll()
-			}
-		}
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
+	defer func() { <-s.measuring }()
+	if !s.moved() {
+		return // another measured meanwhile
+	}
+	s.measureAll(s.ctx)
+	if s.ctx.Err() == nil {
+		s.sampleAll()
 	}
 }
 

@@ -77,6 +77,12 @@ type Sampler struct {
 	measured  atomic.Pointer[space]
 	// scarceBelow is the constant, outside tests.
 	scarceBelow uint64
+	// catching is the look at the filesystem that is under way, if there is one, and until when there is to be none.
+	catching struct {
+		sync.Mutex
+		now       *catching
+		restUntil time.Time
+	}
 	// layers is of the filesystem of the layers, as of the last round.
 	layers atomic.Pointer[Layer]
 	// asked holds a token when somebody was given a sample of any age.
@@ -89,6 +95,12 @@ type Sampler struct {
 	mu sync.RWMutex
 	// entries are by the ids of containers and sandboxes.
 	entries map[string]*entry
+}
+
+// catching is one look at the filesystem, with what follows from it.
+type catching struct {
+	began time.Time
+	done  chan struct{}
 }
 
 // entry is what is known of one container or sandbox.

@@ -249,9 +249,9 @@ func TestALayerThatGrowsFastIsInTheNextList(t *testing.T) {
 	}
 }
 
-// A layer that takes long to walk holds nobody up for longer than his patience.
-func TestWhoGaveUpDoesNotWaitForLayers(t *testing.T) {
-	s, n, _ := startFake(t)
+// A disk that hangs, or is slow, holds nobody up for longer than his patience, and not everybody after him.
+func TestLayersThatTakeLongHoldUpFew(t *testing.T) {
+	s, n, c := startFake(t)
 	<-n.measured // the round at start
 	s.measuring <- struct{}{}
 	s.measured.Store(&space{bytes: 1 << 60})
@@ -259,7 +259,27 @@ func TestWhoGaveUpDoesNotWaitForLayers(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	s.CatchUp(ctx)
+	under := s.catchUp()
+	if under == nil || s.catchUp() != under {
+		t.Fatal("it is begun again although it is under way")
+	}
+	under.began = under.began.Add(-time.Hour)
+	s.CatchUp(t.Context()) // would hang, as nothing is measured while the token is ours
 	<-s.measuring
+	<-under.done
+	if len(n.measured) != 1 || s.Container(t.Context(), c, AnyAge).Layer == nil {
+		t.Errorf("it was measured %d times after all", len(n.measured))
+	}
+	s.measured.Store(&space{bytes: 1 << 60})
+	s.CatchUp(t.Context())
+	if len(n.measured) != 1 {
+		t.Error("a slow disk was measured again at once")
+	}
+	s.catching.restUntil = time.Now().Add(-time.Second)
+	s.CatchUp(t.Context())
+	if len(n.measured) != 2 {
+		t.Errorf("it was measured %d times after the rest, want 2", len(n.measured))
+	}
 }
 
 func TestOpenFilesAreCounted(t *testing.T) {
