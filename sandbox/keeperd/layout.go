@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,8 +23,7 @@ import (
 //	lc/<id>/         libcontainer's state
 //	c/<id>/          request.json, process.json, config.json (the OCI spec: hooks look for it), stdin, stdout, stderr,
 //	                 frozen.json (see intent)
-//	rootfs/<id>.<n>/ where an image volume with mapped owners is mounted, likewise
-//	rootfs/<id>.pin<n>/ where the sandbox's /dev/shm is mounted, likewise
+//	rootfs/<id>.<n>/ where an image volume with mapped owners, or the sandbox's /dev/shm, is mounted, likewise; n is 0, 1, ...
 //	rootfs/<id>/     where the root filesystem is mounted, in the creating thread's mount namespace only. rootfs itself
 //	                 is the one mount of the keeper on the host: a private mount, so that those below do not propagate
 type layout struct {
@@ -168,16 +168,43 @@ func (l layout) ids() ([]string, error) {
 	return ids, nil
 }
 
+func (l layout) mountPoint(id string, n int) string { return l.rootfs(id) + "." + strconv.Itoa(n) }
+
+// makeMountPoint makes one more directory to mount something at, beside the root filesystem of a container.
+func (l layout) makeMountPoint(id string) (string, error) {
+	for n := 0; ; n++ {
+		dir := l.mountPoint(id, n)
+		if err := os.Mkdir(dir, 0o711); !os.IsExist(err) {
+			return dir, err
+		}
+	}
+}
+
+// removeMountPoints does not list the directory, which has one or two entries for each container of the node. The last
+// goes first: those that are left when the keeper is killed are then found again.
+func (l layout) removeMountPoints(id string) (err error) {
+	n := 0
+	for exists(l.mountPoint(id, n)) {
+		n++
+	}
+	for n--; n >= 0; n-- {
+		err = errors.Join(err, os.Remove(l.mountPoint(id, n)))
+	}
+	return err
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 // removeFiles removes all that the layout has of a container.
 func (l layout) removeFiles(id string) error {
 	err := os.Remove(l.rootfs(id))
 	if os.IsNotExist(err) {
 		err = nil
 	}
-	volumes, _ := filepath.Glob(l.rootfs(id) + ".*")
-	for _, dir := range volumes {
-		err = errors.Join(err, os.Remove(dir))
-	}
+	err = errors.Join(err, l.removeMountPoints(id))
 	// request.json goes last: while it is there the rest can be found again.
 	dir := l.bundle(id)
 	entries, _ := os.ReadDir(dir)

@@ -3,7 +3,6 @@ package keeperd
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -37,7 +36,7 @@ func (k *Keeper) onMounts(id string, spec *specs.Spec, f func() error) error {
 		err = privateMounts()
 		for i, tree := range trees {
 			if err == nil {
-				err = k.place(id, i, tree, shared[i])
+				err = k.place(id, tree, shared[i])
 			}
 			tree.Close()
 		}
@@ -66,9 +65,9 @@ func joinsPins(spec *specs.Spec, dir string) bool {
 }
 
 // place mounts a pin for one container, beside its root filesystem, and makes that the source of m.
-func (k *Keeper) place(id string, i int, tree pins.Tree, m *specs.Mount) error {
-	target := k.layout.rootfs(id) + ".pin" + strconv.Itoa(i)
-	if err := os.Mkdir(target, 0o711); err != nil && !os.IsExist(err) {
+func (k *Keeper) place(id string, tree pins.Tree, m *specs.Mount) error {
+	target, err := k.layout.makeMountPoint(id)
+	if err != nil {
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
 	m.Source = target

@@ -140,7 +140,7 @@ func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *
 	if err := mountRootfs(req.Rootfs, rootfs, userns); err != nil {
 		return nil, nil, err
 	}
-	if err := userns.mapVolumes(req.Spec, rootfs+"."); err != nil {
+	if err := userns.mapVolumes(req.Spec, func() (string, error) { return k.layout.makeMountPoint(req.ID) }); err != nil {
 		return nil, nil, err
 	}
 	c.watch.next("look up user")

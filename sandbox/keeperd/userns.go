@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -82,8 +81,8 @@ func (u *userNamespace) mapRootfs(m specs.Mount, target string) (specs.Mount, er
 }
 
 // mapVolumes mounts those overlays of the spec that are to have mapped owners, and leaves bind mounts in their place: a
-// process inside the namespace may not map owners. The directories made for it begin with prefix.
-func (u *userNamespace) mapVolumes(spec *specs.Spec, prefix string) error {
+// process inside the namespace may not map owners. makeMountPoint makes a directory for each.
+func (u *userNamespace) mapVolumes(spec *specs.Spec, makeMountPoint func() (string, error)) error {
 	for i := range spec.Mounts {
 		m := &spec.Mounts[i]
 		if m.Type != "overlay" || !slices.Contains(m.Options, idmapOption) {
@@ -92,15 +91,15 @@ func (u *userNamespace) mapVolumes(spec *specs.Spec, prefix string) error {
 		if u == nil {
 			return fmt.Errorf("mount %s: option %s without a user namespace", m.Destination, idmapOption)
 		}
-		target := prefix + strconv.Itoa(i)
-		if err := os.Mkdir(target, 0o711); err != nil && !os.IsExist(err) {
+		target, err := makeMountPoint()
+		if err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
 		options := slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == idmapOption })
 		if label := spec.Linux.MountLabel; label != "" {
 			options = append(options, fmt.Sprintf("context=%q", label)) // as libcontainer labels what it mounts
 		}
-		options, err := idmap.Lowers(options, target, int(u.file.Fd()))
+		options, err = idmap.Lowers(options, target, int(u.file.Fd()))
 		if err == nil {
 			err = mountOne(specs.Mount{Type: m.Type, Source: m.Source, Options: options}, target)
 		}
