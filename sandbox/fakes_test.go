@@ -33,6 +33,8 @@ type fakeKeeper struct {
 	watchers map[chan keeper.WatchEvent]bool
 	deleted  []string
 	updated  []keeper.UpdateRequest
+	// profiles counts how often it was told of a seccomp profile.
+	profiles int
 	startErr error
 	// beforeReply runs after a process has started and before the answer to the start.
 	beforeReply func(id string)
@@ -67,6 +69,7 @@ func newFakeKeeper(t *testing.T, state string) *fakeKeeper {
 			defer k.mu.Unlock()
 			return c.Reply(k.hello)
 		},
+		keeper.VerbExpect: k.expect,
 		keeper.VerbStart:  k.start,
 		keeper.VerbKill:   k.kill,
 		keeper.VerbDelete: k.delete,
@@ -89,6 +92,19 @@ func newFakeKeeper(t *testing.T, state string) *fakeKeeper {
 		}
 	})
 	return k
+}
+
+func (k *fakeKeeper) expect(_ context.Context, c *keeper.Call) error {
+	var req keeper.ExpectRequest
+	if err := c.Decode(&req); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if req.Seccomp != nil {
+		k.profiles++
+	}
+	return c.Reply(struct{}{})
 }
 
 // behave changes how the keeper behaves.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"k8s.io/klog/v2"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
@@ -31,6 +32,8 @@ type keeperLink struct {
 	state  string
 	log    string
 	build  string
+	// profile is the seccomp profile that most containers will have, or nil.
+	profile *specs.LinuxSeccomp
 	// onExit is told of an exit. onSync is told of what lives whenever the link was made anew; whatever ended before that
 	// is in the status files.
 	onExit func(id string, status *keeper.Status)
@@ -187,7 +190,19 @@ func (l *keeperLink) join(ctx context.Context) (*keeper.Watch, error) {
 		watch.Close()
 		return nil, fmt.Errorf("watch keeper: %w", err)
 	}
+	go l.introduce()
 	return watch, nil
+}
+
+// introduce tells the keeper of the profile, so that the first containers need not wait until it is compiled. As with
+// expect, it is a matter of speed only.
+func (l *keeperLink) introduce() {
+	if l.profile == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(l.life, keeperTimeout)
+	defer cancel()
+	_ = l.client.Expect(ctx, keeper.ExpectRequest{Seccomp: l.profile})
 }
 
 // dismiss ends a keeper of another build, whatever protocol it speaks, if nothing lives in it.
@@ -323,7 +338,7 @@ func (l *keeperLink) expect() {
 	go func() {
 		ctx, cancel := background(expectAgain)
 		defer cancel()
-		_ = l.client.Expect(ctx)
+		_ = l.client.Expect(ctx, keeper.ExpectRequest{})
 	}()
 }
 

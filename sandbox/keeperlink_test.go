@@ -42,6 +42,18 @@ func TestPinsAreWhereTheKeeperLooks(t *testing.T) {
 	}
 }
 
+// TestEachKeeperIsToldOfTheDefaultProfile whenever the daemon joins it: it may be a new one.
+func TestEachKeeperIsToldOfTheDefaultProfile(t *testing.T) {
+	r := newRig(t)
+	told := func() (n int) {
+		r.keeper.behave(func() { n = r.keeper.profiles })
+		return n
+	}
+	eventually(t, "the keeper is told", func() bool { return told() == 1 })
+	r.restart()
+	eventually(t, "the keeper is told by the next daemon", func() bool { return told() == 2 })
+}
+
 // TestIdleKeeperOfAnotherBuildIsReplaced: what lives goes on in the keeper that it has, whatever the build.
 func TestIdleKeeperOfAnotherBuildIsReplaced(t *testing.T) {
 	for name, other := range map[string]keeper.HelloReply{

@@ -17,6 +17,7 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 	"github.com/gantry-cri/gantry/sandbox/keeper/pins"
 	"github.com/gantry-cri/gantry/sandbox/namespace"
+	"github.com/gantry-cri/gantry/sandbox/spec"
 )
 
 // recover makes the Manager of what is on disk and in the keeper. What cannot be read is listed as unknown, can be
@@ -30,6 +31,10 @@ func (m *Manager) recover(ctx context.Context) error {
 	m.keeper = newKeeperLink(m.config)
 	m.keeper.onExit = m.processExited
 	m.keeper.onSync = m.reconcile
+	var err error
+	if m.keeper.profile, err = spec.DefaultSeccomp(m.node); err != nil {
+		klog.ErrorS(err, "The default seccomp profile is not compiled beforehand")
+	}
 	if err := m.keeper.open(ctx); err != nil {
 		return err
 	}

@@ -218,8 +218,10 @@ func (c *Client) Update(ctx context.Context, request UpdateRequest) error {
 	return c.plain(ctx, VerbUpdate, request)
 }
 
-// Expect tells the keeper that a start follows soon, so that it can make ready.
-func (c *Client) Expect(ctx context.Context) error { return c.plain(ctx, VerbExpect, struct{}{}) }
+// Expect tells the keeper that a start follows, so that it can make ready.
+func (c *Client) Expect(ctx context.Context, request ExpectRequest) error {
+	return c.plain(ctx, VerbExpect, request)
+}
 
 // Reopen makes the keeper open the container's log anew.
 func (c *Client) Reopen(ctx context.Context, request ReopenRequest) error {

@@ -35,7 +35,7 @@ type Verb string
 // The verbs of the keeper. Create is part of start: a container that was created but not started has no process.
 const (
 	VerbHello    Verb = "hello"    // HelloRequest -> HelloReply
-	VerbExpect   Verb = "expect"   // empty -> empty: a start follows soon
+	VerbExpect   Verb = "expect"   // ExpectRequest -> empty: a start follows soon
 	VerbStart    Verb = "start"    // StartRequest -> StartReply + its descriptors
 	VerbPodInit  Verb = "podinit"  // PodInitRequest -> StartReply + pidfd
 	VerbKill     Verb = "kill"     // KillRequest -> empty
@@ -53,6 +53,12 @@ const (
 	VerbCheckpoint Verb = "checkpoint" // CheckpointRequest -> CheckpointCaptured, later CheckpointResumed
 	VerbRestore    Verb = "restore"    // RestoreRequest -> StartReply + its descriptors
 )
+
+// ExpectRequest says what to expect. A keeper of an older build passes over what is in it.
+type ExpectRequest struct {
+	// Seccomp is a profile that containers will have. The keeper compiles it once, while nobody waits.
+	Seccomp *specs.LinuxSeccomp `json:"seccomp,omitempty"`
+}
 
 // Request is the body of a request frame.
 type Request struct {

@@ -108,6 +108,7 @@ func Serve(config Config) error {
 	}
 	k.log.printf("keeper %s listens, pid %d, %d live", config.Build, os.Getpid(), k.live())
 	keeper.Serve(k.listener, k.handlers(), func(err error) { k.log.printf("%v", err) })
+	k.profiles.Close()
 	return errors.Join(k.host.leave(), k.layout.release())
 }
 
@@ -175,7 +176,15 @@ func (k *Keeper) hello(_ context.Context, call *keeper.Call) error {
 }
 
 func (k *Keeper) handleExpect(_ context.Context, call *keeper.Call) error {
-	k.host.poke()
+	var req keeper.ExpectRequest
+	if err := call.Decode(&req); err != nil {
+		return err
+	}
+	if req.Seccomp != nil {
+		k.profiles.Meet(req.Seccomp)
+	} else {
+		k.host.poke()
+	}
 	return call.Reply(struct{}{})
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/filters"
+	"github.com/gantry-cri/gantry/sandbox/keeperd/profiles"
 )
 
 // deny makes mkdir fail with errno.
@@ -120,6 +121,38 @@ func TestShortFormOfAProfileMakesItsFilter(t *testing.T) {
 	if strings.Contains(n.log(), "compile") {
 		t.Errorf("the keeper's log:\n%s", n.log())
 	}
+}
+
+// A profile that is expected is ready before the first container.
+func TestExpectedProfileIsCompiledBeforehand(t *testing.T) {
+	n := newNode(t)
+	c := n.container(defaultFilter, "sleep", "1000")
+	if err := n.client.Expect(deadline(t), keeper.ExpectRequest{Seccomp: c.Spec.Linux.Seccomp}); err != nil {
+		t.Fatal(err)
+	}
+	n.eventually("both forms are there", func() bool { return n.learned() == 2 })
+	n.eventually("a container is given the short form", func() bool {
+		c = n.run(defaultFilter, "sleep", "1000")
+		defer c.delete()
+		return c.rulesGiven() < 10 // verifying takes some more milliseconds
+	})
+}
+
+// A keeper that ends while it compiles ends what does it, which is in its cgroup.
+func TestKeeperEndsWhatCompiles(t *testing.T) {
+	n := newNode(t)
+	c := n.container(defaultFilter, "sleep", "1000")
+	if err := n.client.Expect(deadline(t), keeper.ExpectRequest{Seccomp: c.Spec.Linux.Seccomp}); err != nil {
+		t.Fatal(err)
+	}
+	n.shutdown()
+	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range processes {
+		if line, _ := os.ReadFile(file); strings.Contains(string(line), profiles.RecordVerb) {
+			t.Errorf("%s goes on: %q", file, line)
+		}
+	}
+	n.spawn() // for the end of the test
 }
 
 // Only a profile that denies what it does not name has a short form: see package profiles.

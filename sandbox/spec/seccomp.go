@@ -61,6 +61,17 @@ func seccompProfile(sc *runtime.LinuxContainerSecurityContext) (profile, error) 
 	return p, err
 }
 
+// DefaultSeccomp returns the filter of a container that asks for RuntimeDefault and for no capabilities of its own, nil
+// on a node without seccomp.
+func DefaultSeccomp(node Node) (*specs.LinuxSeccomp, error) {
+	b := newBuilder(Input{Node: node})
+	if err := b.addCapabilities(); err != nil {
+		return nil, err
+	}
+	err := b.addDefaultSeccomp()
+	return b.spec.Linux.Seccomp, err
+}
+
 func (b *builder) addDefaultSeccomp() error {
 	if !b.in.Node.Seccomp {
 		return nil

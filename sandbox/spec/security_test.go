@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"reflect"
 	"slices"
 	"testing"
 
@@ -159,6 +160,20 @@ func TestDefaultSeccompFollowsCapabilitiesAndArchitecture(t *testing.T) {
 	}
 	if len(admin.Architectures) > 0 && !slices.Contains(admin.Architectures, plain.Architectures[0]) {
 		t.Errorf("%v is not among %v", plain.Architectures[0], admin.Architectures)
+	}
+}
+
+// What is compiled beforehand is what most containers have.
+func TestDefaultSeccompIsThatOfAPlainContainer(t *testing.T) {
+	in := secured(func(_ *Input, sc *runtime.LinuxContainerSecurityContext) { sc.Seccomp = &runtime.SecurityProfile{} })
+	spec, _ := mustBuild(t, in)
+	got, err := DefaultSeccomp(in.Node)
+	if err != nil || len(got.Syscalls) == 0 || !reflect.DeepEqual(got, spec.Linux.Seccomp) {
+		t.Errorf("got %v, %v", got, err)
+	}
+	in.Node.Seccomp = false
+	if got, err := DefaultSeccomp(in.Node); got != nil || err != nil {
+		t.Errorf("without seccomp: got %v, %v", got, err)
 	}
 }
 

@@ -42,23 +42,43 @@ type Book struct {
 	cache *filters.Cache // nil when there is none: each init then compiles for itself
 	log   func(format string, args ...any)
 
+	// life ends with Close, learning is what goes on until then.
+	life     context.Context
+	stop     context.CancelFunc
+	learning sync.WaitGroup
+
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]*page
 }
 
-// page is what is known of one profile.
+// page is what is known of one profile. The booleans and tries are guarded by Book.mu, the rest belongs to who learns.
 type page struct {
 	short *specs.LinuxSeccomp // nil until it is known to have the effect of the long one
+	// learning says that it is being compiled, learned that there is nothing more to find out.
+	learning, learned bool
+	tries             int
+
+	long     filters.Recording // of the profile, once it is in the cache
+	recorded bool              // that of the short form is there, too
 }
 
 // Open makes an empty book. One process has one.
 func Open(log func(format string, args ...any)) *Book {
 	b := &Book{log: log, known: map[[sha256.Size]byte]*page{}}
+	b.life, b.stop = context.WithCancel(context.Background())
 	var err error
 	if b.cache, err = filters.Open(); err != nil {
 		log("%v: every start compiles its filter", err)
 	}
 	return b
+}
+
+// Close ends the processes that compile. The book learns nothing more.
+func (b *Book) Close() {
+	b.mu.Lock()
+	b.stop()
+	b.mu.Unlock()
+	b.learning.Wait()
 }
 
 // Meet returns what is to be given to libcontainer for a profile of a container that starts: the short form, or the
@@ -75,49 +95,71 @@ func (b *Book) Meet(profile *specs.LinuxSeccomp) *specs.LinuxSeccomp {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.known[sum]
-	switch {
-	case p != nil && p.short != nil:
-		return p.short
-	case p == nil && len(b.known) < maxProfiles:
+	if p == nil && len(b.known) < maxProfiles {
 		p = &page{}
 		b.known[sum] = p
-		go b.learn(p, profile, sum)
+	}
+	if p == nil {
+		return profile
+	}
+	if p.short != nil {
+		return p.short
+	}
+	if !p.learning && !p.learned && p.tries < learnTries && b.life.Err() == nil {
+		p.learning = true
+		p.tries++
+		b.learning.Go(func() { b.learn(p, profile, sum) })
 	}
 	return profile
 }
 
+// learnTries is how often a profile is compiled that could not be: a node without memory or processes to spare may have
+// some later.
+const learnTries = 3
+
 func (b *Book) learn(p *page, profile *specs.LinuxSeccomp, sum [sha256.Size]byte) {
-	ctx, cancel := context.WithTimeout(context.Background(), learnTimeout)
+	ctx, cancel := context.WithTimeout(b.life, learnTimeout)
 	defer cancel()
-	short, err := b.compile(ctx, profile, sum)
-	if err != nil {
+	short, err := b.compile(ctx, p, profile, sum)
+	if err != nil && b.life.Err() == nil {
 		b.log("compile seccomp filter beforehand: %v", err)
-		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	p.short = short
+	p.learning = false
+	p.learned = err == nil || errors.Is(err, errOtherEffect)
+	if err == nil {
+		p.short = short
+	}
 }
 
 // compile fills the cache and returns the short form, nil when there is none.
-func (b *Book) compile(ctx context.Context, profile *specs.LinuxSeccomp, sum [sha256.Size]byte) (*specs.LinuxSeccomp, error) {
-	long, err := record(ctx, profile)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.cache.Add(long); err != nil {
-		return nil, err
+func (b *Book) compile(
+	ctx context.Context, p *page, profile *specs.LinuxSeccomp, sum [sha256.Size]byte,
+) (*specs.LinuxSeccomp, error) {
+	if p.long == nil {
+		long, err := record(ctx, profile)
+		if err != nil {
+			return nil, err
+		}
+		if err := b.cache.Add(long); err != nil {
+			return nil, err
+		}
+		p.long = long
 	}
 	short := shorten(profile, sum)
 	if short == nil {
 		return nil, nil
 	}
-	recorded, err := record(ctx, short)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.cache.Add(recorded.For(long)); err != nil {
-		return nil, err
+	if !p.recorded {
+		recorded, err := record(ctx, short)
+		if err != nil {
+			return nil, err
+		}
+		if err := b.cache.Add(recorded.For(p.long)); err != nil {
+			return nil, err
+		}
+		p.recorded = true
 	}
 	return short, verify(ctx, profile, short)
 }
@@ -144,8 +186,10 @@ func verify(ctx context.Context, profile, short *specs.LinuxSeccomp) error {
 			return nil
 		}
 	}
-	return errors.New("the short form of a profile has another effect: it is not used")
+	return errOtherEffect
 }
+
+var errOtherEffect = errors.New("the short form of a profile has another effect: it is not used")
 
 // record returns how libcontainer makes the filter of a profile. A process of its own does that: libcontainer makes a
 // program and loads it in one step.
