@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -229,5 +231,49 @@ func TestExecTellsExitCodeAndStreams(t *testing.T) {
 	wantEqual(t, "stdout with a child left", string(r.Stdout), "started\n")
 	if r := c.execSync(t, 30, "sh", "-c", "head -c 40000000 /dev/zero"); r.ExitCode != 0 || len(r.Stdout) > 16<<20 {
 		t.Errorf("exec with much output: code %d, %d bytes", r.ExitCode, len(r.Stdout))
+	}
+}
+
+// The default profile is compiled before the first container, which is given the short form of it.
+func TestDefaultSeccompProfileIsReadyBeforeTheFirstContainer(t *testing.T) {
+	n := configuredNode(t, "profile", "")
+	hello, err := n.KeeperHello()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The keeper's memory for programs, whose third number says how many there are.
+	var memory string
+	eventually(t, "the keeper keeps programs", func() bool {
+		open, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", hello.PID))
+		for _, file := range open {
+			if to, _ := os.Readlink(file); strings.Contains(to, "gantry-seccomp-filters") {
+				memory = file
+			}
+		}
+		return memory != ""
+	})
+	eventually(t, "the profile and its short form are compiled", func() bool {
+		b, err := os.ReadFile(memory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return binary.NativeEndian.Uint32(b[8:]) == 2
+	})
+	p := runPodOn(t, n, podConfig(t, n, ""))
+	i := 0
+	eventually(t, "a container is given the short form", func() bool { // when that is verified, which takes a moment more
+		i++
+		c := p.start(t, fmt.Sprint("c", i), "sleep 1000", security(func(s *runtime.LinuxContainerSecurityContext) {
+			s.Seccomp = &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault}
+		}))
+		state, err := os.ReadFile(filepath.Join(n.State, "keeper", "lc", c.id, "state.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules := strings.Count(string(state), `"args":`)
+		return rules > 0 && rules < 50
+	})
+	if b, _ := os.ReadFile(memory); binary.NativeEndian.Uint32(b[8:]) != 2 {
+		t.Error("the containers have another profile than the one that was compiled beforehand")
 	}
 }
