@@ -94,6 +94,21 @@ func TestOnlyFlowsOfASandboxAreForgotten(t *testing.T) {
 	}
 }
 
+// A Detach may have failed after it took the ports out of the table: the next one finds the flows.
+func TestTheNextDetachForgetsFlows(t *testing.T) {
+	needsRoot(t)
+	n := open(t, testConfig(t))
+	a, _ := attach(t, n, "s1", somePorts[2])
+	must(t, n.Detach(t.Context(), a))
+	left := flow{unix.IPPROTO_UDP, "198.18.0.1", a.Addresses[0].IP.String(), somePorts[2].HostPort}
+	left.add(t)
+	must(t, n.Detach(t.Context(), a))
+	if got := clientsOf(t, []flow{left}); len(got) != 0 {
+		t.Errorf("%q still have flows", got)
+	}
+	n.Release(a)
+}
+
 // TestTheKernelFiltersFlows also compares its filter with that for a kernel which has none.
 func TestTheKernelFiltersFlows(t *testing.T) {
 	needsRoot(t)

@@ -88,14 +88,21 @@ func (w *wiring) openPorts() error {
 	return forgetFlows(a, false)
 }
 
-// closePorts undoes openPorts, if it was done.
+// closePorts undoes openPorts, if it was done. The flows are forgotten again by who calls it again: that may have failed.
 func (n *Network) closePorts(a *Attachment) error {
 	n.mu.Lock()
 	held := n.ports[a.SandboxID] == a
 	n.mu.Unlock()
-	if !held {
-		return nil
+	if held {
+		if err := n.unlead(a); err != nil {
+			return err
+		}
 	}
+	return forgetFlows(a, true)
+}
+
+// unlead takes the host ports of a sandbox out of the table.
+func (n *Network) unlead(a *Attachment) error {
 	err := n.change(func(conn *nftables.Conn) error { return deleteElements(conn, n.inet(), a) }, func() { n.drop(a) })
 	if errors.Is(err, unix.ENOENT) { // some are not there: Attach came not so far, or somebody flushed the firewall
 		n.drop(a)
@@ -104,10 +111,7 @@ func (n *Network) closePorts(a *Attachment) error {
 			err = n.rebuild()
 		}
 	}
-	if err != nil {
-		return err
-	}
-	return forgetFlows(a, true)
+	return err
 }
 
 // drop lets go of the host ports of a sandbox.

@@ -210,7 +210,10 @@ func (l layout) removeIntent(id string) error {
 // awaitCommand waits until the process of a container that was just started executes its command. Before, it is the
 // keeper's program, which CRIU cannot capture; and while its threads end for the execution it cannot be frozen.
 func (c *container) awaitCommand(ctx context.Context) error {
-	for deadline := time.Now().Add(freezePatience); c.isInit() && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(freezePatience); c.isInit(); {
+		if time.Now().After(deadline) {
+			return keeper.Errorf(keeper.KindState, "container %s has not begun to execute its command after %v", c.id, freezePatience)
+		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
