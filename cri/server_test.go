@@ -33,7 +33,7 @@ type node struct {
 }
 
 // newNode serves until the test ends. change may change the configuration.
-func newNode(t *testing.T, change ...func(*Config)) *node {
+func newNode(t testing.TB, change ...func(*Config)) *node {
 	t.Helper()
 	n := &node{
 		runtime: &fakeRuntime{driver: "cgroupfs"},

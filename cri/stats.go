@@ -135,7 +135,7 @@ func (s *Server) appendContainerStats(
 	ctx context.Context, list []*runtime.ContainerStats, status *sandbox.ContainerStatus, maxAge time.Duration,
 ) []*runtime.ContainerStats {
 	if sample := s.stats.Container(ctx, status, maxAge); sample != nil {
-		list = append(list, containerStats(status, sample))
+		list = append(list, sentContainer(status, sample))
 	}
 	return list
 }
@@ -158,7 +158,7 @@ func (s *Server) listSandboxStats(
 	list := make([]*runtime.PodSandboxStats, 0, len(all))
 	for _, status := range all {
 		if sample := s.stats.Sandbox(ctx, status, stats.AnyAge); sample != nil {
-			list = append(list, sandboxStats(status, sample, containers[status.ID]))
+			list = append(list, sentSandbox(status, sample, containers[status.ID]))
 		}
 	}
 	return list, ctx.Err()

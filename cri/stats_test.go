@@ -246,6 +246,47 @@ func TestListSandboxStatsFilters(t *testing.T) {
 	}
 }
 
+// Lists send a form of each sample. To a client it is the message, whether the sample brings it or not.
+func TestListsSendTheMessages(t *testing.T) {
+	n := statsNode(t)
+	ctx := testContext(t)
+	pod, container := n.runtime.sandboxes[0], n.runtime.containers[0]
+	for _, brings := range []bool{false, true} {
+		ofPod, ofContainer := fullSample(), fullSample()
+		if brings { // another than its own, to tell which one was sent
+			ofContainer.CPU.Usage++
+			ofPod.Processes++
+			ofContainer.Form, ofPod.Form = ContainerForm(container, ofContainer), SandboxForm(pod, ofPod)
+		}
+		wantContainer := containerStats(container, ofContainer)
+		wantPod := sandboxStats(pod, ofPod, []*runtime.ContainerStats{wantContainer})
+		if brings {
+			ofContainer.CPU.Usage--
+			ofPod.Processes--
+		}
+		n.stats.samples[container.ID], n.stats.samples[pod.ID] = ofContainer, ofPod
+		containers, err := n.ListContainerStats(ctx, &runtime.ListContainerStatsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantMessage(t, containers, &runtime.ListContainerStatsResponse{Stats: []*runtime.ContainerStats{wantContainer}})
+		pods, err := n.ListPodSandboxStats(ctx, &runtime.ListPodSandboxStatsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantMessage(t, pods, &runtime.ListPodSandboxStatsResponse{Stats: []*runtime.PodSandboxStats{wantPod}})
+		stream, err := n.StreamPodSandboxStats(ctx, &runtime.StreamPodSandboxStatsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		batch, err := stream.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantMessage(t, batch, &runtime.StreamPodSandboxStatsResponse{PodSandboxStats: pods.Stats})
+	}
+}
+
 func TestStreamedStatsGiveEachItemOnce(t *testing.T) {
 	n := newNode(t)
 	ctx := testContext(t)

@@ -115,7 +115,10 @@ func (d *daemon) openManager(ctx context.Context) (err error) {
 
 // openSampler starts to sample what sandboxes and containers use.
 func (d *daemon) openSampler(context.Context) (err error) {
-	d.sampler, err = stats.New(stats.Config{Source: d.manager, Images: d.images, Period: d.config.Stats.Period.Value()})
+	d.sampler, err = stats.New(stats.Config{
+		Source: d.manager, Images: d.images, Period: d.config.Stats.Period.Value(),
+		ContainerForm: cri.ContainerForm, SandboxForm: cri.SandboxForm,
+	})
 	return err
 }
 

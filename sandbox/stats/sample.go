@@ -26,7 +26,13 @@ type Sample struct {
 	Files *Files
 	// Interfaces are those of a sandbox's network namespace, without the loopback; nil on the host's network.
 	Interfaces []Interface
+	// Form is what Config.ContainerForm or SandboxForm made of the sample.
+	Form Form
 }
+
+// Form is a sample as it is sent in a list. It is made when the sample is taken, so that a list of thousands only has to
+// be put together. The zero value is none.
+type Form struct{ Subject, Usage []byte }
 
 // CPU is the use of processors. Durations are in nanoseconds, summed over the processors.
 type CPU struct {

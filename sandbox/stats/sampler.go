@@ -59,6 +59,10 @@ type Config struct {
 	Images Images
 	// Period is the time between two samples; 0 means DefaultPeriod.
 	Period time.Duration
+	// ContainerForm and SandboxForm, if not nil, make Sample.Form. They are called once for each sample, by several
+	// goroutines.
+	ContainerForm func(*sandbox.ContainerStatus, *Sample) Form
+	SandboxForm   func(*sandbox.SandboxStatus, *Sample) Form
 	// CgroupRoot is where the cgroup hierarchies are mounted; "" means /sys/fs/cgroup.
 	CgroupRoot string
 }
@@ -71,7 +75,11 @@ type Sampler struct {
 	period  time.Duration
 	cgroups *cgroups
 	readers sync.Pool
-	asking  chan struct{}
+
+	containerForm func(*sandbox.ContainerStatus, *Sample) Form
+	sandboxForm   func(*sandbox.SandboxStatus, *Sample) Form
+
+	asking chan struct{}
 	// measuring holds a token: who has it may measure all layers. measured is what was free when that began last.
 	measuring chan struct{}
 	measured  atomic.Pointer[space]
@@ -136,7 +144,8 @@ func start(config Config, c *cgroups) *Sampler {
 	}
 	s := &Sampler{
 		source: config.Source, images: config.Images, period: config.Period, cgroups: c,
-		readers:   sync.Pool{New: func() any { return newReader() }},
+		readers:       sync.Pool{New: func() any { return newReader() }},
+		containerForm: config.ContainerForm, sandboxForm: config.SandboxForm,
 		asking:    make(chan struct{}, askers),
 		asked:     make(chan struct{}, 1),
 		measuring: make(chan struct{}, 1), scarceBelow: scarceBelow,
@@ -336,6 +345,10 @@ func (s *Sampler) sampleContainer(e *entry, st *sandbox.ContainerStatus) *Sample
 	}
 	sample.Layer, sample.Files = e.layer.Load(), e.files.Load()
 	e.complete(sample)
+	if s.containerForm != nil {
+		sample.Form = s.containerForm(st, sample)
+	}
+	e.last.Store(sample)
 	return sample
 }
 
@@ -349,6 +362,10 @@ func (s *Sampler) sampleSandbox(e *entry, st *sandbox.SandboxStatus, interfaces 
 	}
 	sample.Interfaces = interfaces
 	e.complete(sample)
+	if s.sandboxForm != nil {
+		sample.Form = s.sandboxForm(st, sample)
+	}
+	e.last.Store(sample)
 	return sample
 }
 
@@ -358,7 +375,7 @@ func (s *Sampler) readCgroup(cgroup string) (*Sample, bool) {
 	return s.cgroups.read(r, cgroup)
 }
 
-// complete adds what needs the samples before, and makes the sample the last one. The caller holds the entry's token.
+// complete adds what needs the samples before. The caller holds the entry's token.
 func (e *entry) complete(sample *Sample) {
 	sample.Time = time.Now()
 	for i := range sample.HugePages {
@@ -370,7 +387,6 @@ func (e *entry) complete(sample *Sample) {
 		e.most[h.Size] = h.Max
 	}
 	e.rate(sample)
-	e.last.Store(sample)
 }
 
 // rate computes NanoCores. Within the window after a sample the rate before goes on.

@@ -152,7 +152,9 @@ func TestTheRateIsOfTheLastTwoSamplesAndNotOfLess(t *testing.T) {
 func TestTheMaximumOfHugePagesIsRemembered(t *testing.T) {
 	e := &entry{}
 	for _, usage := range []uint64{2, 8, 4} {
-		e.complete(&Sample{HugePages: []HugePages{{Size: "2MB", Usage: usage, Max: usage}}})
+		sample := &Sample{HugePages: []HugePages{{Size: "2MB", Usage: usage, Max: usage}}}
+		e.complete(sample)
+		e.last.Store(sample)
 	}
 	if got := e.last.Load().HugePages[0]; got.Usage != 4 || got.Max != 8 {
 		t.Errorf("got %+v, want the maximum 8", got)
@@ -216,6 +218,28 @@ func TestAStartIsSampledAndMeasuredAtOnce(t *testing.T) {
 	layer := s.Container(t.Context(), fresh, AnyAge).Layer
 	if layer == nil || layer.Bytes != 8192 || layer.InodesUsed != 2 || layer.Mountpoint != layersMount || layer.Limit == 0 {
 		t.Errorf("got the layer %+v", layer)
+	}
+}
+
+// A sample gets its form once it is complete, and before anybody is given it.
+func TestSamplesHaveTheirForm(t *testing.T) {
+	c := runningContainer("c", "/pod/c")
+	ready := &sandbox.SandboxStatus{ID: "s", State: sandbox.SandboxReady, Containers: []string{"c"}}
+	n := newFakeNode()
+	n.containers, n.sandboxes = []*sandbox.ContainerStatus{c}, []*sandbox.SandboxStatus{ready}
+	form := func(id string, sample *Sample) Form {
+		return Form{Subject: []byte(id), Usage: []byte(sample.Time.String())}
+	}
+	s := start(Config{
+		Source: n, Images: n, Period: time.Hour,
+		ContainerForm: func(st *sandbox.ContainerStatus, sample *Sample) Form { return form(st.ID, sample) },
+		SandboxForm:   func(st *sandbox.SandboxStatus, sample *Sample) Form { return form(st.ID, sample) },
+	}, fakeCgroups(t, true, v2Files()))
+	t.Cleanup(s.Close)
+	for id, sample := range map[string]*Sample{"c": s.Container(t.Context(), c, 0), "s": s.Sandbox(t.Context(), ready, 0)} {
+		if sample == nil || string(sample.Form.Subject) != id || string(sample.Form.Usage) != sample.Time.String() {
+			t.Errorf("%s: got %+v", id, sample)
+		}
 	}
 }
 
