@@ -179,14 +179,17 @@ func (o *output) add(k *Keeper, id string, stream crilog.Stream, source *os.File
 	p.start(terminal)
 }
 
-// readEnds opens the read ends that the daemon keeps.
+// readEnds opens the read ends that the daemon keeps. They are blocking, which Go's poller knows nothing of: it would wake
+// the daemon for each write of the container, though it never reads.
 func (k *Keeper) readEnds(id string) (files []*os.File) {
 	for _, s := range outputs {
-		f, err := openReader(k.layout.fifo(id, s.name))
+		path := k.layout.fifo(id, s.name)
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // it does not wait for a writer
 		if err != nil {
 			continue
 		}
-		files = append(files, f)
+		_ = unix.SetNonblock(fd, false)
+		files = append(files, os.NewFile(uintptr(fd), path))
 	}
 	return files
 }
