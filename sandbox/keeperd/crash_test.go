@@ -1,6 +1,7 @@
 package keeperd_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -74,6 +75,8 @@ func TestAdoptedContainerIsWhole(t *testing.T) {
 	defer w.Close()
 	if e, p, err := w.Next(); err != nil || e.Live == nil || e.Live.ID != c.ID || len(p.Output) != 2 {
 		t.Fatalf("got %+v, %v", e, err)
+	} else if err := p.Output[0].SetReadDeadline(time.Now()); !errors.Is(err, os.ErrNoDeadline) {
+		t.Errorf("Go's poller wakes the daemon for each write: %v", err)
 	}
 	if out, code := c.exec("echo", "in"); out != "in\n" || code != 0 {
 		t.Errorf("exec: %q, %d", out, code)

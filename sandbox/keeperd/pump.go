@@ -30,12 +30,14 @@ type pump struct {
 	taps   taps // attached clients
 	report func(error)
 	done   chan struct{}
+	wake   chan struct{} // has room for one: there may be something to do
 
 	stopping atomic.Bool
 	tail     int       // bytes of an unterminated line at the head of the FIFO
 	flush    bool      // it has rested long enough
 	last     time.Time // when the last step ended
 	hot      bool      // it came soon after the one before
+	silent   bool      // the bell is
 	grown    bool      // the FIFO has hotSize
 }
 
@@ -66,6 +68,7 @@ const (
 type pumpPool struct {
 	scratch chan *scratch
 	threads chan struct{} // a token for each that gather holds
+	bell    *bell
 	null    int
 }
 
@@ -75,7 +78,7 @@ type scratch struct {
 }
 
 func newPumpPool() *pumpPool {
-	p := &pumpPool{scratch: make(chan *scratch, scratches), threads: make(chan struct{}, scratches), null: -1}
+	p := &pumpPool{scratch: make(chan *scratch, scratches), threads: make(chan struct{}, scratches), bell: newBell(), null: -1}
 	p.null, _ = unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	for range scratches {
 		p.scratch <- nil // made when first used
@@ -112,7 +115,7 @@ func (p *pumpPool) put(s *scratch, clean bool) {
 
 // start runs the pump until the source ends or stop is called.
 func (p *pump) start(terminal bool) {
-	p.done = make(chan struct{})
+	p.done, p.wake = make(chan struct{}), make(chan struct{}, 1)
 	go func() {
 		defer close(p.done)
 		defer p.source.Close()
@@ -133,65 +136,56 @@ func (p *pump) stop(after time.Duration) {
 	case <-time.After(after):
 	}
 	p.stopping.Store(true)
-	for end := time.Now().Add(stopPatience); ; {
-		// Again and again: the pump sets deadlines too.
-		_ = p.source.SetReadDeadline(time.Unix(1, 0))
-		select {
-		case <-p.done:
-			return
-		case <-time.After(5 * time.Millisecond):
-		}
-		if time.Now().After(end) {
-			p.report(errors.New("a write hangs: an exit does not wait for it"))
-			return
-		}
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+	_ = p.source.SetReadDeadline(time.Unix(1, 0)) // for a terminal; a FIFO has none
+	select {
+	case <-p.done:
+	case <-time.After(stopPatience):
+		p.report(errors.New("a write hangs: an exit does not wait for it"))
 	}
 }
 
 func (p *pump) runFIFO() {
-	raw, err := p.source.SyscallConn()
-	if err != nil {
+	fd := int(p.source.Fd())
+	if err := p.pool.bell.add(fd, p.wake); err != nil {
 		p.report(err)
 		return
 	}
-	var rest time.Duration
+	defer p.pool.bell.remove(fd)
+	var rest time.Duration // how long an unterminated line is left alone
+	over := time.NewTimer(rest)
+	defer over.Stop()
 	for {
-		var moved, end bool
-		err := raw.Read(func(fd uintptr) bool {
-			moved, end = p.step(int(fd))
-			return moved || end
-		})
-		switch {
-		case end, err != nil && !os.IsTimeout(err):
-			return
-		case p.stopping.Load():
-			_ = raw.Control(func(fd uintptr) {
-				for moved, end := true, false; moved && !end; {
-					moved, end = p.step(int(fd))
-				}
-			})
+		stopping := p.stopping.Load()
+		moved, end := p.step(fd)
+		if end || stopping && !moved {
 			return
 		}
-		rest = p.rest(rest, err != nil)
+		if p.silent != p.hot {
+			p.silent = p.hot
+			p.pool.bell.silence(fd, p.silent)
+		}
+		switch {
+		case p.tail == 0:
+			over.Stop()
+		case moved:
+			rest = firstRest
+			over.Reset(rest)
+		}
+		if moved {
+			continue
+		}
+		select {
+		case <-p.wake:
+		case <-over.C:
+			rest *= 2
+			p.flush = rest > lastRest
+			over.Reset(rest)
+		}
 	}
-}
-
-// rest sets the deadline of the next wait and returns it: none without a tail, else short and then longer ones, and
-// after the longest one the tail is written as it is. last is the one of before, over says that it ran out.
-func (p *pump) rest(last time.Duration, over bool) time.Duration {
-	next := firstRest
-	switch {
-	case p.tail == 0 && last == 0:
-		return 0
-	case p.tail == 0:
-		_ = p.source.SetReadDeadline(time.Time{})
-		return 0
-	case over:
-		next = 2 * last
-	}
-	p.flush = next > lastRest
-	_ = p.source.SetReadDeadline(time.Now().Add(next))
-	return next
 }
 
 // step moves what is in the FIFO. moved is false when there is nothing new; end is true when all of it is logged and no

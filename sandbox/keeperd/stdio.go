@@ -75,9 +75,13 @@ func openFIFO(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// openReader opens a FIFO's read end for a pump.
+// openReader opens a FIFO's read end, of a description of its own. It is blocking, which Go's poller knows nothing of: see
+// bell, and the daemon, which keeps such ends and never reads, would wake for each write of the container.
 func openReader(path string) (*os.File, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // it does not wait for a writer
+	if err == nil {
+		err = unix.SetNonblock(fd, false)
+	}
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -179,17 +183,14 @@ func (o *output) add(k *Keeper, id string, stream crilog.Stream, source *os.File
 	p.start(terminal)
 }
 
-// readEnds opens the read ends that the daemon keeps. They are blocking, which Go's poller knows nothing of: it would wake
-// the daemon for each write of the container, though it never reads.
+// readEnds opens the read ends that the daemon keeps.
 func (k *Keeper) readEnds(id string) (files []*os.File) {
 	for _, s := range outputs {
-		path := k.layout.fifo(id, s.name)
-		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // it does not wait for a writer
+		f, err := openReader(k.layout.fifo(id, s.name))
 		if err != nil {
 			continue
 		}
-		_ = unix.SetNonblock(fd, false)
-		files = append(files, os.NewFile(uintptr(fd), path))
+		files = append(files, f)
 	}
 	return files
 }

@@ -1,0 +1,94 @@
+package keeperd
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// bellFIFO is a FIFO on a bell.
+type bellFIFO struct {
+	fd     int
+	reader *os.File
+	writer *os.File
+	wake   chan struct{}
+}
+
+func newBellFIFO(t *testing.T, b *bell) *bellFIFO {
+	path := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writer, err := openFIFO(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = writer.Close() })
+	reader, err := openReader(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &bellFIFO{fd: int(reader.Fd()), reader: reader, writer: writer, wake: make(chan struct{}, 1)}
+	if err := b.add(f.fd, f.wake); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		b.remove(f.fd)
+		_ = reader.Close()
+	})
+	return f
+}
+
+func (f *bellFIFO) write(t *testing.T) {
+	t.Helper()
+	if _, err := f.writer.WriteString("x"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (f *bellFIFO) rings(t *testing.T, why string) {
+	t.Helper()
+	select {
+	case <-f.wake:
+	case <-time.After(time.Minute):
+		t.Fatal("no ring " + why)
+	}
+}
+
+// TestBell needs no time for what does not happen: a second FIFO rings after the first would have.
+func TestBell(t *testing.T) {
+	b := newBell()
+	f, later := newBellFIFO(t, b), newBellFIFO(t, b)
+	quiet := func(why string) {
+		t.Helper()
+		later.write(t)
+		later.rings(t, "of the second FIFO")
+		if len(f.wake) != 0 {
+			t.Fatal("it rings " + why)
+		}
+	}
+	f.write(t)
+	f.rings(t, "for the first write")
+	f.write(t)
+	f.rings(t, "for a write to a FIFO that is not empty")
+	quiet("without a write")
+	b.silence(f.fd, true)
+	quiet("when it is made silent")
+	f.write(t)
+	quiet("though it is silent")
+	b.silence(f.fd, false)
+	f.rings(t, "for what was written before")
+	b.silence(f.fd, true)
+	_ = f.writer.Close()
+	f.rings(t, "when the last writer has gone")
+	b.remove(later.fd)
+	later.write(t)
+	b.silence(f.fd, false)
+	f.rings(t, "for a FIFO without a writer")
+	if len(later.wake) != 0 {
+		t.Error("a removed FIFO rings")
+	}
+}
