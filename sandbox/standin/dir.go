@@ -13,9 +13,10 @@ import (
 // dirName is the directory of the stand-ins below the cgroup that they are put in.
 const dirName = "sandboxes"
 
-// hierarchies of version 1 that cAdvisor watches, the cheapest first: a cgroup of pids costs 5 KB of the kernel's
-// memory, one of memory 46 KB.
-var hierarchies = []string{"pids", "cpu", "memory"}
+// hierarchies of version 1 that cAdvisor looks for cgroups in, the cheapest first: a cgroup of devices costs 5 KB of the
+// kernel's memory, one of memory 46 KB. That of pids is none of them: cAdvisor hears there of a new cgroup, but it leaves
+// that hierarchy out when it lists what there is, once a minute, and what is not on that list it forgets for ever.
+var hierarchies = []string{"devices", "cpu", "memory"}
 
 // Dir is where the stand-ins go: below parent (a path of a cgroup), or below the daemon's own cgroup where systemd has
 // delegated that to it. Neither is a pod's cgroup, in which every controller of the kubelet's would be on: cAdvisor

@@ -313,10 +313,14 @@ func TestRestartWaitsUntilCadvisorIsBack(t *testing.T) {
 
 func TestDir(t *testing.T) {
 	root := t.TempDir()
-	if _, err := Dir(root, "/gantry", false); err == nil || !strings.Contains(err.Error(), "pids, cpu, memory") {
+	// In which cAdvisor forgets cgroups.
+	if err := os.Mkdir(filepath.Join(root, "pids"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Dir(root, "/gantry", false); err == nil || !strings.Contains(err.Error(), "devices, cpu, memory") {
 		t.Errorf("without a hierarchy: %v", err)
 	}
-	for _, hierarchy := range []string{"memory", "cpu", "pids"} { // each is preferred to those before
+	for _, hierarchy := range []string{"memory", "cpu", "devices"} { // each is preferred to those before
 		if err := os.Mkdir(filepath.Join(root, hierarchy), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -325,7 +329,7 @@ func TestDir(t *testing.T) {
 			t.Errorf("got %q, %v, expected %q", got, err, want)
 		}
 	}
-	if got, err := Dir(root, "/gantry", true); err != nil || !strings.HasPrefix(got, filepath.Join(root, "pids")) ||
+	if got, err := Dir(root, "/gantry", true); err != nil || !strings.HasPrefix(got, filepath.Join(root, "devices")) ||
 		filepath.Base(got) != dirName {
 		t.Errorf("with systemd: %q, %v", got, err)
 	}

@@ -72,7 +72,7 @@ func (c cadvisor) labels(t *testing.T, id string) map[string]string {
 // cgroup is that of a sandbox's name which is not a pod's own.
 func (c cadvisor) cgroup(t *testing.T, id string) os.FileInfo {
 	t.Helper()
-	for _, hierarchy := range []string{"", "pids", "cpu", "memory"} {
+	for _, hierarchy := range []string{"", "devices", "cpu", "memory"} {
 		if info, err := os.Stat(filepath.Join(cgroupTop, hierarchy, c.parent, "sandboxes", id)); err == nil {
 			return info
 		}
