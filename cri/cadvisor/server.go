@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/emptypb"
 
+	"github.com/gantry-cri/gantry/sandbox"
 	"github.com/gantry-cri/gantry/sandbox/standin"
 )
 
@@ -27,7 +28,7 @@ const (
 )
 
 // Server answers cAdvisor's calls. Errors satisfy errdefs: ErrNotFound, ErrFailedPrecondition for a call that names no
-// namespace. It may be used from several goroutines.
+// namespace and for the process of a sandbox that has ended. It may be used from several goroutines.
 type Server struct {
 	containers.UnimplementedContainersServer
 	runtime standin.Reader
@@ -81,7 +82,8 @@ type taskServer struct {
 }
 
 // Get describes the process of a container, or one that is in the sandbox's namespaces. What has no process yet is not
-// found: cAdvisor then asks again for three seconds.
+// found: cAdvisor then asks again for three seconds, in which it looks at no other cgroup. So a sandbox that will never
+// have one is refused, which cAdvisor takes for the last word.
 func (s taskServer) Get(ctx context.Context, req *tasks.GetRequest) (*tasks.GetResponse, error) {
 	if err := checkNamespace(ctx); err != nil {
 		return nil, err
@@ -94,6 +96,9 @@ func (s taskServer) Get(ctx context.Context, req *tasks.GetRequest) (*tasks.GetR
 	} else if sb, err := s.runtime.Sandbox(id); err == nil && sb.ID == id {
 		if pid := standin.Process(s.runtime, sb); pid != 0 {
 			return &tasks.GetResponse{Process: runningProcess(id, pid)}, nil
+		}
+		if sb.State != sandbox.SandboxReady {
+			return nil, fmt.Errorf("process of sandbox %q, which is %s: %w", id, sb.State, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil, fmt.Errorf("process of container %q: %w", id, errdefs.ErrNotFound)

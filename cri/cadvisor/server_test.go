@@ -188,6 +188,17 @@ func TestSandboxIsOneWithTheProcessOfAContainer(t *testing.T) {
 	process(13)
 }
 
+// cAdvisor asks again after NotFound, one cgroup after the other: it would be busy with those that have ended.
+func TestProcessOfASandboxThatHasEndedIsNotAskedForAgain(t *testing.T) {
+	m := newMemory()
+	c := dial(t, m)
+	for _, state := range []sandbox.SandboxState{sandbox.SandboxStopping, sandbox.SandboxStopped, sandbox.SandboxRemoving} {
+		m.sandboxes[podID].State = state
+		_, err := c.tasks.Get(inNamespace(t, namespace), &tasks.GetRequest{ContainerID: podID})
+		wantCode(t, string(state), err, codes.FailedPrecondition)
+	}
+}
+
 func TestTaskFollowsTheContainer(t *testing.T) {
 	m := newMemory()
 	c := dial(t, m)
