@@ -164,6 +164,7 @@ func (p *pump) runFIFO() {
 		if end || stopping && !moved {
 			return
 		}
+		p.hot = p.hot && moved // what waits has to hear the bell
 		if p.silent != p.hot {
 			p.silent = p.hot
 			p.pool.bell.silence(fd, p.silent)
@@ -205,12 +206,11 @@ func (p *pump) step(fd int) (moved, end bool) {
 		}
 	}
 	if count == 0 {
-		p.tail, p.hot = 0, false
+		p.tail = 0
 		return false, hup
 	}
 	force := hup || p.flush || p.stopping.Load()
 	if count == p.tail && !force {
-		p.hot = false
 		return false, false
 	}
 	s, err := p.pool.get()
