@@ -17,8 +17,11 @@ type bell struct {
 	wake map[int32]chan<- struct{} // by the FIFO's descriptor
 }
 
-// loud is what a bell rings for. Even a silent one rings when the last writer has gone.
-const loud = unix.EPOLLIN | unix.EPOLLET
+// What a bell rings for. Even a silent one rings when the last writer has gone, and once: a pump may be held up by a disk.
+const (
+	silent = unix.EPOLLET
+	loud   = unix.EPOLLET | unix.EPOLLIN
+)
 
 func newBell() *bell {
 	b := &bell{wake: map[int32]chan<- struct{}{}}
@@ -49,7 +52,7 @@ func (b *bell) remove(fd int) {
 func (b *bell) silence(fd int, on bool) {
 	events := uint32(loud)
 	if on {
-		events = 0
+		events = silent
 	}
 	_ = b.control(unix.EPOLL_CTL_MOD, fd, events)
 }

@@ -3,10 +3,14 @@ package keeperd
 import (
 	"os"
 	"path/filepath"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gantry-cri/gantry/sandbox/crilog"
 )
 
 // bellFIFO is a FIFO on a bell.
@@ -84,11 +88,56 @@ func TestBell(t *testing.T) {
 	b.silence(f.fd, true)
 	_ = f.writer.Close()
 	f.rings(t, "when the last writer has gone")
+	quiet("again and again")
 	b.remove(later.fd)
 	later.write(t)
 	b.silence(f.fd, false)
 	f.rings(t, "for a FIFO without a writer")
 	if len(later.wake) != 0 {
 		t.Error("a removed FIFO rings")
+	}
+}
+
+// TestPumpWithoutABell: what cannot be waited for is looked at.
+func TestPumpWithoutABell(t *testing.T) {
+	dir := t.TempDir()
+	path, logPath := filepath.Join(dir, "fifo"), filepath.Join(dir, "log")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	writer, err := openFIFO(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reader, err := openReader(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := crilog.Open(logPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := newPumpPool()
+	pool.bell = &bell{fd: -1, wake: map[int32]chan<- struct{}{}}
+	var reported atomic.Int32
+	p := &pump{pool: pool, stream: crilog.Stdout, source: reader, log: log, report: func(error) { reported.Add(1) }}
+	p.start(false)
+	for _, line := range []string{"one\n", "two\n"} {
+		if _, err := writer.WriteString(line); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			if b, _ := os.ReadFile(logPath); strings.HasSuffix(string(b), " F "+line) {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%q is not in the log", line)
+			}
+		}
+	}
+	_ = writer.Close()
+	<-p.done
+	if reported.Load() != 1 {
+		t.Errorf("it was reported %d times", reported.Load())
 	}
 }

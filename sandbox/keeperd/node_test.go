@@ -8,11 +8,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -136,8 +138,25 @@ type node struct {
 	program string
 }
 
+// lookAtSources looks at what the keeper is built of. By what a test opens or looks at go test knows whether its cached
+// result still holds; what go build reads is nothing to it.
+var lookAtSources = sync.OnceValue(func() error {
+	for _, sources := range []string{"../../sandbox", "../../cmd/gantry-keeper", "../../trace", "../../go.mod"} {
+		if err := filepath.WalkDir(sources, func(path string, _ fs.DirEntry, err error) error {
+			_, _ = os.Stat(path)
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+})
+
 func newNode(t testing.TB) *node {
 	t.Helper()
+	if err := lookAtSources(); err != nil {
+		t.Fatal(err)
+	}
 	n := &node{t: t, dir: t.TempDir()}
 	n.spawn()
 	t.Cleanup(n.shutdown)

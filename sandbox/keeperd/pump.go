@@ -150,9 +150,12 @@ func (p *pump) stop(after time.Duration) {
 
 func (p *pump) runFIFO() {
 	fd := int(p.source.Fd())
+	var look <-chan time.Time
 	if err := p.pool.bell.add(fd, p.wake); err != nil {
 		p.report(err)
-		return
+		ticker := time.NewTicker(lastRest) // a container must not be stopped by its log for that
+		defer ticker.Stop()
+		look = ticker.C
 	}
 	defer p.pool.bell.remove(fd)
 	var rest time.Duration // how long an unterminated line is left alone
@@ -181,6 +184,7 @@ func (p *pump) runFIFO() {
 		}
 		select {
 		case <-p.wake:
+		case <-look:
 		case <-over.C:
 			rest *= 2
 			p.flush = rest > lastRest
