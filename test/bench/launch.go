@@ -90,6 +90,9 @@ func inCgroup(name string) []string {
 	return []string{"sh", "-c", `mkdir -p "$0" && echo $$ >"$0/cgroup.procs" && exec "$@"`, dir}
 }
 
+// stateDir is where a runtime has what is below /run on a node: in memory, as there.
+func stateDir(name string) string { return filepath.Join("/run", "bench-"+name) }
+
 // gantry returns what starts the daemon of the programs in bin.
 func (l *launcher) gantry(bin string) func(context.Context, *target, int) error {
 	return func(ctx context.Context, t *target, i int) error { return l.startGantry(ctx, t, i, bin) }
@@ -98,7 +101,7 @@ func (l *launcher) gantry(bin string) func(context.Context, *target, int) error 
 func (l *launcher) startGantry(ctx context.Context, t *target, i int, bin string) error {
 	n, err := node.New(node.Options{
 		Dir: filepath.Join(node.Dir(), t.name), Bin: bin, CNIBin: filepath.Join(l.bin, "cni"), Tools: filepath.Join(l.work, "bin"), Mirror: l.registry.Address,
-		EmbeddedNetwork: l.embedded, Wrap: inCgroup(t.name),
+		State: stateDir(t.name), EmbeddedNetwork: l.embedded, Wrap: inCgroup(t.name),
 	})
 	if err != nil {
 		return err
@@ -140,7 +143,7 @@ func (l *launcher) peer(ctx context.Context, t *target, i int, prepare func(peer
 		return err
 	}
 	d, err := prepare(peers.Options{
-		Dir: filepath.Join(node.Dir(), t.name), Peers: filepath.Join(l.work, "peers"), CNIConf: conf,
+		Dir: filepath.Join(node.Dir(), t.name), State: stateDir(t.name), Peers: filepath.Join(l.work, "peers"), CNIConf: conf,
 		CNIBin: filepath.Join(l.bin, "cni"), Mirror: l.registry.Address, SandboxImage: images.Pause, Wrap: inCgroup(t.name),
 	})
 	if err != nil {

@@ -54,7 +54,7 @@ func Containerd(o Options) (*Daemon, error) {
 		return nil, err
 	}
 	in := func(name string) string { return filepath.Join(o.Dir, name) }
-	config := fmt.Sprintf(containerdConfig, in("root"), in("state"), o.Address, o.SandboxImage, hosts, o.CNIConf, o.CNIBin,
+	config := fmt.Sprintf(containerdConfig, in("root"), o.inState("state"), o.Address, o.SandboxImage, hosts, o.CNIConf, o.CNIBin,
 		filepath.Join(o.Peers, "runc"), in("opt"), o.Address+".ttrpc")
 	if err := os.WriteFile(in("containerd.toml"), []byte(config), 0o644); err != nil {
 		return nil, err

@@ -50,20 +50,23 @@ enable_nri = false
 // that the mirror stands for.
 func CRIO(o Options, host string) (*Daemon, error) {
 	in := func(name string) string { return filepath.Join(o.Dir, name) }
-	if err := os.MkdirAll(in("crio.conf.d"), 0o755); err != nil {
-		return nil, err
+	for _, dir := range []string{in("crio.conf.d"), o.inState("")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
 	}
 	if o.Address == "" {
 		o.Address = in("runtime.sock")
 	}
 	files := map[string]string{
-		"crio.conf": fmt.Sprintf(crioConfig, in("root"), in("run"), in("log"), in("version"), in("version-persist"), in("clean"),
-			o.Address, filepath.Join(o.Peers, "pinns"), in("namespaces"), in("exits"), in("attach"),
-			filepath.Join(o.Peers, "crun"), in("crun"), filepath.Join(o.Peers, "conmon"), in("policy.json"), o.CNIConf, o.CNIBin,
+		"crio.conf": fmt.Sprintf(crioConfig, in("root"), o.inState("run"), in("log"), o.inState("version"),
+			in("version-persist"), in("clean"),
+			o.Address, filepath.Join(o.Peers, "pinns"), o.inState("namespaces"), o.inState("exits"), o.inState("attach"),
+			filepath.Join(o.Peers, "crun"), o.inState("crun"), filepath.Join(o.Peers, "conmon"), in("policy.json"), o.CNIConf, o.CNIBin,
 			o.SandboxImage),
 		"policy.json":     `{"default": [{"type": "insecureAcceptAnything"}]}`,
 		"registries.conf": fmt.Sprintf("[[registry]]\nprefix = %q\nlocation = %q\ninsecure = true\n", host, o.Mirror),
-		"storage.conf":    fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n", in("root"), in("run")),
+		"storage.conf":    fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n", in("root"), o.inState("run")),
 	}
 	for name, text := range files {
 		if err := os.WriteFile(in(name), []byte(text), 0o644); err != nil {

@@ -4,6 +4,7 @@
 package peers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ import (
 type Options struct {
 	// Dir is where everything of the runtime is put; it is made.
 	Dir string
+	// State is where is put what is below /run on a node; default Dir.
+	State string
 	// Peers holds the programs of hack/peers.
 	Peers string
 	// CNIConf and CNIBin are the directories of the network configuration and of its plugins.
@@ -35,6 +38,9 @@ type Options struct {
 	// Wrap is a command that is given the daemon's command line and executes it in its own place; default none.
 	Wrap []string
 }
+
+// inState is a path below State.
+func (o *Options) inState(name string) string { return filepath.Join(cmp.Or(o.State, o.Dir), name) }
 
 // Daemon is a runtime that can be started, killed and started again. Its methods are for one goroutine.
 type Daemon struct {
