@@ -34,5 +34,5 @@ ablate small-keeper-binary 'host network, (1|16) ' cmd/gantry-keeper/main.go \
 ablate bounded-starts-in-flight 'host network, 16 ' sandbox/keeperd/slots.go 's/2\*runtime.NumCPU()/500*runtime.NumCPU()/'
 ablate exec-stage-in-C 'execs, (1|16) ' sandbox/keeperd/exec.go 's/if x.made || k.config.PlainExec {/if true {/'
 ablate log-in-larger-pieces log sandbox/keeperd/pump.go 's/if p.hot && /if false \&\& /'
-ablate log-wakes-no-daemon log sandbox/keeperd/stdio.go 's/err = unix.SetNonblock(fd, false)/err = unix.SetNonblock(fd, true)/'
+ablate log-unknown-to-gos-poller log sandbox/keeperd/stdio.go 's/err = unix.SetNonblock(fd, false)/err = unix.SetNonblock(fd, true)/'
 ablate log-without-a-bell-in-a-flood log sandbox/keeperd/pump.go 's/if p.silent != p.hot {/if false {/'

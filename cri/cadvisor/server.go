@@ -97,7 +97,7 @@ func (s taskServer) Get(ctx context.Context, req *tasks.GetRequest) (*tasks.GetR
 		if pid := standin.Process(s.runtime, sb); pid != 0 {
 			return &tasks.GetResponse{Process: runningProcess(id, pid)}, nil
 		}
-		if sb.State != sandbox.SandboxReady {
+		if sb.State != sandbox.SandboxReady && sb.State != sandbox.SandboxCreating {
 			return nil, fmt.Errorf("process of sandbox %q, which is %s: %w", id, sb.State, errdefs.ErrFailedPrecondition)
 		}
 	}

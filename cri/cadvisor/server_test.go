@@ -197,6 +197,9 @@ func TestProcessOfASandboxThatHasEndedIsNotAskedForAgain(t *testing.T) {
 		_, err := c.tasks.Get(inNamespace(t, namespace), &tasks.GetRequest{ContainerID: podID})
 		wantCode(t, string(state), err, codes.FailedPrecondition)
 	}
+	m.sandboxes[podID].State = sandbox.SandboxCreating
+	_, err := c.tasks.Get(inNamespace(t, namespace), &tasks.GetRequest{ContainerID: podID})
+	wantCode(t, "one that is being made", err, codes.NotFound)
 }
 
 func TestTaskFollowsTheContainer(t *testing.T) {

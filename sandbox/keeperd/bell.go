@@ -2,6 +2,7 @@ package keeperd
 
 import (
 	"os"
+	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -61,25 +62,28 @@ func (b *bell) control(operation, fd int, events uint32) error {
 	return unix.EpollCtl(b.fd, operation, fd, &unix.EpollEvent{Events: events, Fd: int32(fd)})
 }
 
-// run waits in Go's poller, which takes no thread.
+// run waits in Go's poller, which takes no thread, or with one where that does not take it.
 func (b *bell) run() {
 	_ = unix.SetNonblock(b.fd, true)
-	raw, err := os.NewFile(uintptr(b.fd), "bell").SyscallConn()
-	if err != nil {
-		return
-	}
+	file := os.NewFile(uintptr(b.fd), "bell")
+	defer runtime.KeepAlive(file)
 	var events [64]unix.EpollEvent
-	_ = raw.Read(func(fd uintptr) bool {
-		for {
-			n, err := unix.EpollWait(int(fd), events[:], 0)
-			if n <= 0 && err != unix.EINTR {
-				return false
-			}
-			for _, e := range events[:max(n, 0)] {
-				b.ring(e.Fd)
-			}
+	wait := func(timeout int) (more bool) {
+		n, err := unix.EpollWait(b.fd, events[:], timeout)
+		for _, e := range events[:max(n, 0)] {
+			b.ring(e.Fd)
 		}
-	})
+		return n > 0 || err == unix.EINTR
+	}
+	if raw, err := file.SyscallConn(); err == nil {
+		_ = raw.Read(func(uintptr) bool {
+			for wait(0) {
+			}
+			return false
+		})
+	}
+	for wait(-1) {
+	}
 }
 
 func (b *bell) ring(fd int32) {

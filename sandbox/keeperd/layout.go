@@ -181,14 +181,14 @@ func (l layout) makeMountPoint(id string) (string, error) {
 }
 
 // removeMountPoints does not list the directory, which has one or two entries for each container of the node. The last
-// goes first: those that are left when the keeper is killed are then found again.
+// goes first, and what cannot be removed ends it: those that are left are then found again.
 func (l layout) removeMountPoints(id string) (err error) {
 	n := 0
 	for exists(l.mountPoint(id, n)) {
 		n++
 	}
-	for n--; n >= 0; n-- {
-		err = errors.Join(err, os.Remove(l.mountPoint(id, n)))
+	for n--; n >= 0 && err == nil; n-- {
+		err = os.Remove(l.mountPoint(id, n))
 	}
 	return err
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/filters"
-	"github.com/gantry-cri/gantry/sandbox/keeperd/profiles"
 )
 
 // deny makes mkdir fail with errno.
@@ -138,21 +137,13 @@ func TestExpectedProfileIsCompiledBeforehand(t *testing.T) {
 	})
 }
 
-// A keeper that ends while it compiles ends what does it, which is in its cgroup.
-func TestKeeperEndsWhatCompiles(t *testing.T) {
-	n := newNode(t)
+// A keeper that ends while it compiles does not leave its cgroup, in which that is done, to the machine.
+func TestKeeperEndsWhileItCompiles(t *testing.T) {
+	n := newNode(t) // looks for the cgroup at its end
 	c := n.container(defaultFilter, "sleep", "1000")
 	if err := n.client.Expect(deadline(t), keeper.ExpectRequest{Seccomp: c.Spec.Linux.Seccomp}); err != nil {
 		t.Fatal(err)
 	}
-	n.shutdown()
-	processes, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, file := range processes {
-		if line, _ := os.ReadFile(file); strings.Contains(string(line), profiles.RecordVerb) {
-			t.Errorf("%s goes on: %q", file, line)
-		}
-	}
-	n.spawn() // for the end of the test
 }
 
 // Only a profile that denies what it does not name has a short form: see package profiles.

@@ -80,7 +80,9 @@ func openFIFO(path string) (*os.File, error) {
 func openReader(path string) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // it does not wait for a writer
 	if err == nil {
-		err = unix.SetNonblock(fd, false)
+		if err = unix.SetNonblock(fd, false); err != nil {
+			_ = unix.Close(fd)
+		}
 	}
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}

@@ -48,8 +48,8 @@ func (s *Sampler) measureRounds(ctx context.Context) {
 // it costs a look at the filesystem. It comes before a list of containers: a kubelet that finds the disk full evicts the
 // pod that takes most of it, and by the figures of a minute before it would be another.
 //
-// One look or measurement is under way at a time, and who comes long after it began waits no more: a disk that hangs, or
-// is slow, holds up some lists and not all.
+// One look or measurement is under way at a time, and who comes meanwhile is content with that one; who comes long after it
+// began waits no more: a disk that hangs, or is slow, holds up some lists and not all.
 func (s *Sampler) CatchUp(ctx context.Context) {
 	c := s.catchUp()
 	if c == nil {

@@ -300,7 +300,7 @@ func TestLayersThatTakeLongHoldUpFew(t *testing.T) {
 		t.Error("a slow disk was measured again at once")
 	}
 	s.catching.restUntil = time.Now().Add(-time.Second)
-	s.CatchUp(t.Context())
+	<-s.catchUp().done
 	if len(n.measured) != 2 {
 		t.Errorf("it was measured %d times after the rest, want 2", len(n.measured))
 	}

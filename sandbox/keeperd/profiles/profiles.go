@@ -131,6 +131,9 @@ func (b *Book) learn(p *page, profile *specs.LinuxSeccomp, sum [sha256.Size]byte
 	if err == nil {
 		p.short = short
 	}
+	if p.learned {
+		p.long = nil
+	}
 }
 
 // compile fills the cache and returns the short form, nil when there is none.
