@@ -50,6 +50,7 @@ func run(ctx context.Context) (err error) {
 	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
 		return err
 	}
+	defer os.Remove(filepath.Dir(socket)) // it stays if somebody has something in it
 	fmt.Println("Making two images of local pieces and pushing them to a registry on loopback ...")
 	registry, err := node.StartRegistry(ctx, filepath.Join(work, "bin"), filepath.Join(dir, "registry"), false)
 	if err != nil {
