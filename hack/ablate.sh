@@ -31,6 +31,7 @@ ablate rcu-poke 'host network, (1|16) ' sandbox/keeperd/host.go 's/if len(h.cgro
 ablate log-level-of-init 'host network, 1 ' sandbox/keeperd/process.go 's/const initLogLevel = "4"/const initLogLevel = ""/'
 ablate small-keeper-binary 'host network, (1|16) ' cmd/gantry-keeper/main.go \
 	's|^import (|import (\n\t_ "google.golang.org/grpc"\n\t_ "k8s.io/cri-api/pkg/apis/runtime/v1"|'
+ablate mounts-made-beforehand 'host network, (1|16) ' sandbox/keeperd/start.go 's/if !k.config.PlainMounts {/if false {/'
 ablate bounded-starts-in-flight 'host network, 16 ' sandbox/keeperd/slots.go 's/2\*runtime.NumCPU()/500*runtime.NumCPU()/'
 ablate exec-stage-in-C 'execs, (1|16) ' sandbox/keeperd/exec.go 's/if x.made || k.config.PlainExec {/if true {/'
 ablate log-in-larger-pieces log sandbox/keeperd/pump.go 's/if p.hot && /if false \&\& /'

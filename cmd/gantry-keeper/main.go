@@ -26,6 +26,7 @@ func main() {
 	state := flag.String("state", "", "state `directory` of the daemon; the keeper's is <directory>/keeper")
 	readyFD := flag.Int("ready-fd", -1, "`descriptor` on which to say that the keeper listens")
 	plainExec := flag.Bool("plain-exec", false, "start every exec by libcontainer, for comparison")
+	plainMounts := flag.Bool("plain-mounts", false, "leave all mounts of a container to libcontainer, for comparison")
 	printVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *printVersion {
@@ -36,7 +37,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: gantry-keeper --state DIRECTORY")
 		os.Exit(2)
 	}
-	config := keeperd.Config{StateDir: *state, Build: version, PlainExec: *plainExec}
+	config := keeperd.Config{StateDir: *state, Build: version, PlainExec: *plainExec, PlainMounts: *plainMounts}
 	if *readyFD >= 0 {
 		syscall.CloseOnExec(*readyFD)
 		config.Ready = os.NewFile(uintptr(*readyFD), "ready")

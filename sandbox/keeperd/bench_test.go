@@ -115,7 +115,7 @@ func BenchmarkExec(b *testing.B) {
 			b.Run(fmt.Sprintf("%s-%d", program, parallel), func(b *testing.B) {
 				n := &node{t: b, dir: b.TempDir()}
 				if program == "libcontainer" {
-					n.program = plainKeeper(b)
+					n.program = plainKeeper(b, "-plain-exec")
 				}
 				n.spawn()
 				b.Cleanup(n.shutdown)

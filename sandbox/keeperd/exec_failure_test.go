@@ -65,7 +65,7 @@ func TestExecFailuresAgree(t *testing.T) {
 		t.Errorf("not by the stage:\n%s", log)
 	}
 	n.crash()
-	n.program = plainKeeper(t)
+	n.program = plainKeeper(t, "-plain-exec")
 	n.respawn(c)
 	check("libcontainer", len(cases)-late)
 }

@@ -14,11 +14,11 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 )
 
-// plainKeeper is a program that starts the keeper with libcontainer for every exec.
-func plainKeeper(t testing.TB) string {
+// plainKeeper is a program that starts the keeper with a flag that leaves more to libcontainer.
+func plainKeeper(t testing.TB, flag string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "plain-keeper")
-	script := fmt.Sprintf("#!/bin/sh\nexec %s -plain-exec \"$@\"\n", binary)
+	script := fmt.Sprintf("#!/bin/sh\nexec %s %s \"$@\"\n", binary, flag)
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -226,7 +226,7 @@ func TestExecPathsAgree(t *testing.T) {
 				t.Errorf("not by the stage:\n%s", n.log())
 			}
 			n.crash()
-			n.program = plainKeeper(t)
+			n.program = plainKeeper(t, "-plain-exec")
 			n.respawn(c)
 			plain := c.look(tc.terminal, args)
 			if staged != plain {
@@ -251,7 +251,7 @@ func difference(a, b string) string {
 			}
 		}
 	}
-	only("stage       ", a, b)
+	only("ours        ", a, b)
 	only("libcontainer", b, a)
 	return out.String()
 }

@@ -32,6 +32,8 @@ type Config struct {
 	Ready *os.File
 	// PlainExec makes libcontainer start every exec, also those that package stage can: for comparison.
 	PlainExec bool
+	// PlainMounts leaves all mounts to libcontainer, also those that package premount can make: for comparison.
+	PlainMounts bool
 }
 
 // Keeper is the state of the process.

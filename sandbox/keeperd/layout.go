@@ -24,6 +24,7 @@ import (
 //	c/<id>/          request.json, process.json, config.json (the OCI spec: hooks look for it), stdin, stdout, stderr,
 //	                 frozen.json (see intent)
 //	rootfs/<id>.<n>/ where an image volume with mapped owners, or the sandbox's /dev/shm, is mounted, likewise; n is 0, 1, ...
+//	rootfs/.cgroup/  where a container's /sys/fs/cgroup is put together on cgroup v1, likewise; one name for all
 //	rootfs/<id>/     where the root filesystem is mounted, in the creating thread's mount namespace only. rootfs itself
 //	                 is the one mount of the keeper on the host: a private mount, so that those below do not propagate
 type layout struct {
@@ -37,6 +38,7 @@ func (l layout) libcontainerState(id string) string {
 func (l layout) bundle(id string) string     { return filepath.Join(l.root, "c", id) }
 func (l layout) rootfs(id string) string     { return filepath.Join(l.root, "rootfs", id) }
 func (l layout) execFIFO(id string) string   { return filepath.Join(l.root, "lc", id, "exec.fifo") }
+func (l layout) cgroupTree() string          { return filepath.Join(l.root, "rootfs", ".cgroup") }
 func (l layout) cgroupFile() string          { return filepath.Join(l.root, "cgroup") }
 func (l layout) fifo(id, name string) string { return filepath.Join(l.bundle(id), name) }
 

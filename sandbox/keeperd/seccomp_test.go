@@ -114,7 +114,7 @@ func TestShortFormOfAProfileMakesItsFilter(t *testing.T) {
 	check("start", c.pid)
 	// A keeper that never met the profile starts a command by what is on disk.
 	n.crash()
-	n.program = plainKeeper(t)
+	n.program = plainKeeper(t, "-plain-exec")
 	n.respawn(c)
 	check("exec", c.execSleep())
 	if strings.Contains(n.log(), "compile") {

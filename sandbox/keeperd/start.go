@@ -21,6 +21,7 @@ import (
 
 	"github.com/gantry-cri/gantry/sandbox/crilog"
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	"github.com/gantry-cri/gantry/sandbox/keeperd/premount"
 )
 
 // releaseTimeout bounds the last step of a start: from the keeper's go-ahead to the execve.
@@ -124,6 +125,13 @@ func (k *Keeper) create(c *container, req *keeper.StartRequest) error {
 	if err != nil {
 		return err
 	}
+	if !k.config.PlainMounts {
+		c.watch.next("mount beforehand")
+		// config is the one that the container has, too: libcontainer.Create keeps the pointer.
+		premount.Take(config)
+		premount.TakeCgroups(config, c.cgroup.paths, k.layout.cgroupTree())
+	}
+	c.watch.next("open streams")
 	return k.run(c, req, spec, config)
 }
 
@@ -169,7 +177,6 @@ func (k *Keeper) prepare(c *container, req *keeper.StartRequest) (*specs.Spec, *
 	}
 	c.cgroup = cgroup{paths: state.CgroupPaths}
 	c.cgroup.inheritCpuset()
-	c.watch.next("open streams")
 	k.oom.open(c.cgroup.counter())
 	return spec, config, nil
 }

@@ -106,6 +106,7 @@ var startSteps = []string{
 	"StartContainer > ask the keeper > write record",
 	"StartContainer > ask the keeper > mount root filesystem",
 	"StartContainer > ask the keeper > libcontainer, create",
+	"StartContainer > ask the keeper > mount beforehand",
 	"StartContainer > ask the keeper > init: clone and execute",
 	"StartContainer > ask the keeper > init: enter cgroup",
 	"StartContainer > ask the keeper > init: join and make namespaces",

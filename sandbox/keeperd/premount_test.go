@@ -1,0 +1,224 @@
+package keeperd_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/gantry-cri/gantry/sandbox/keeper"
+)
+
+// mountProbe tells all that a process can know of how its file systems were mounted.
+const mountProbe = `umask; cat /proc/self/mountinfo
+for l in 0 1 2; do busybox readlink /proc/self/fd/$l; done
+busybox find /dev /etc -exec busybox stat -c '%n %N %f %u %g %t:%T %h' {} +
+[ ! -d /sys/fs/cgroup ] || busybox find /sys/fs/cgroup -maxdepth 1 -exec busybox stat -c '%n %N %f %u %g' {} +
+for f in hostname hosts resolv.conf; do cat /etc/$f; done
+echo x >/dev/null && busybox head -c 4 /dev/zero | busybox od; busybox df -P /dev | busybox tail -n 1
+for f in /etc/hosts /sys/fs/cgroup/x /dev/new; do (: >>$f) 2>/dev/null && echo $f can be written to; done
+echo end
+`
+
+// mountLines makes the table of mounts independent of ids: each line has the place of the mount that it is in.
+func mountLines(out string) string {
+	at := map[string]string{}
+	pattern := regexp.MustCompile(`(?m)^(\d+) (\d+) \d+:\d+ (\S+) (\S+) (\S+)((?: (?:shared|master|propagate_from):\d+)*) - (.*)$`)
+	for _, m := range pattern.FindAllStringSubmatch(out, -1) {
+		at[m[1]] = m[4]
+	}
+	return pattern.ReplaceAllStringFunc(out, func(line string) string {
+		m := pattern.FindStringSubmatch(line)
+		propagation := regexp.MustCompile(`:\d+`).ReplaceAllString(m[6], "")
+		return fmt.Sprintf("%s in %s: %s %s%s %s", m[4], at[m[2]], m[3], m[5], propagation, m[7])
+	})
+}
+
+// mounted starts the probe in a container and returns what it finds, without what differs each time, and the destinations
+// of the mounts and devices that were left to libcontainer.
+func (n *node) mounted(change func(*keeper.StartRequest)) (found string, left []string) {
+	n.t.Helper()
+	c := n.run(change, "sh", "-c", mountProbe+"sleep 1000")
+	c.eventually("the probe has looked", func() bool { return strings.HasSuffix(c.output("stdout"), "end\n") })
+	var state struct {
+		Config struct {
+			Mounts  []struct{ Destination string }
+			Devices []struct{ Path string }
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(n.dir, "keeper/lc", c.ID, "state.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &state)
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, m := range state.Config.Mounts {
+		left = append(left, m.Destination)
+	}
+	for _, d := range state.Config.Devices {
+		left = append(left, d.Path)
+	}
+	c.delete()
+	found = strings.NewReplacer(c.ID, "ID", n.dir, "DIR").Replace(c.output("stdout"))
+	lines := strings.Split(mountLines(found), "\n")
+	slices.Sort(lines)
+	return strings.Join(lines, "\n"), left
+}
+
+// usualMounts makes the spec one as a pod's container has it, with files of the sandbox in dir.
+func usualMounts(t *testing.T, dir string) func(*keeper.StartRequest) {
+	t.Helper()
+	for _, name := range []string{"hostname", "hosts", "resolv.conf"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("the sandbox's "+name+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "shm"), 0o1777); err != nil {
+		t.Fatal(err)
+	}
+	return func(r *keeper.StartRequest) {
+		r.Spec.Mounts = slices.DeleteFunc(r.Spec.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
+		r.Spec.Mounts = append(r.Spec.Mounts,
+			specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+			specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+			specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
+				Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
+		for name, at := range map[string]string{
+			"hostname": "/etc/hostname", "hosts": "/etc/hosts", "resolv.conf": "/etc/resolv.conf", "shm": "/dev/shm",
+		} {
+			r.Spec.Mounts = append(r.Spec.Mounts, private(filepath.Join(dir, name), at))
+		}
+	}
+}
+
+func private(source, destination string, more ...string) specs.Mount {
+	return specs.Mount{Type: "bind", Source: source, Destination: destination, Options: append(more, "rbind", "rprivate")}
+}
+
+// link puts a link into the writable layer.
+func link(t *testing.T, r *keeper.StartRequest, target, name string) {
+	t.Helper()
+	path := filepath.Join(strings.TrimPrefix(r.Rootfs[0].Options[1], "upperdir="), name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(target, path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestMountsMadeBeforehandAreLibcontainers compares what a container finds when the keeper mounts beforehand with what it
+// finds when libcontainer does.
+func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	usual := usualMounts(t, dir)
+	volume := filepath.Join(dir, "volume")
+	if err := os.MkdirAll(volume+"/sub", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(volume+"/hosts", []byte("the volume's hosts\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	users := newUserns(t)
+	add := func(mounts ...specs.Mount) func(*testing.T, *keeper.StartRequest) {
+		return func(_ *testing.T, r *keeper.StartRequest) { r.Spec.Mounts = append(r.Spec.Mounts, mounts...) }
+	}
+	// first puts mounts before the others of as many names: in the order in which a sandbox has them.
+	first := func(mounts ...specs.Mount) func(*testing.T, *keeper.StartRequest) {
+		return func(_ *testing.T, r *keeper.StartRequest) { r.Spec.Mounts = append(mounts, r.Spec.Mounts...) }
+	}
+	mode, owner := os.FileMode(0o640), uint32(1000)
+	kernel := []string{"/proc", "/sys", "/dev/mqueue", "/sys/fs/cgroup"} // only from inside the namespaces, the last a bind
+	files := []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
+	for _, tc := range []struct {
+		name   string
+		change func(*testing.T, *keeper.StartRequest)
+		left   []string // what libcontainer mounts besides kernel
+		plain  bool     // libcontainer mounts all
+	}{
+		{name: "usual"},
+		{name: "read-only", change: func(_ *testing.T, r *keeper.StartRequest) {
+			r.Spec.Root.Readonly = true
+			for i, m := range r.Spec.Mounts {
+				if slices.Contains(files, m.Destination) {
+					r.Spec.Mounts[i].Options = append(m.Options, "ro")
+				}
+			}
+		}},
+		{name: "volumes", change: add(private(volume, "/volume"), private(volume, "/dev/volume", "ro"),
+			private(volume+"/hosts", "/dev/termination-log")), left: []string{"/volume", "/dev/volume", "/dev/termination-log"}},
+		{name: "volume by a link", left: []string{"/run-link/volume"}, change: func(t *testing.T, r *keeper.StartRequest) {
+			link(t, r, "/tmp", "run-link")
+			first(private(volume, "/run-link/volume"))(t, r)
+		}},
+		{name: "volume at /etc", change: first(private(volume, "/etc")), left: append([]string{"/etc"}, files...)},
+		{name: "volume at a link to /etc", left: append([]string{"/other"}, files...), change: func(t *testing.T, r *keeper.StartRequest) {
+			link(t, r, "etc", "other")
+			first(private(volume, "/other"))(t, r)
+		}},
+		{name: "file is a link", left: []string{"/etc/resolv.conf"}, change: func(t *testing.T, r *keeper.StartRequest) {
+			link(t, r, "../tmp/resolv.conf", "etc/resolv.conf")
+			if err := os.MkdirAll(strings.TrimPrefix(r.Rootfs[0].Options[1], "upperdir=")+"/tmp", 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}},
+		{name: "devices", change: func(_ *testing.T, r *keeper.StartRequest) {
+			r.Spec.Linux.Resources.Devices[0].Allow = true
+			r.Spec.Linux.Devices = []specs.LinuxDevice{
+				{Path: "/dev/snd/deep", Type: "c", Major: 1, Minor: 3, FileMode: &mode, UID: &owner, GID: &owner},
+				{Path: "/dev/disk", Type: "b", Major: 7, Minor: 0}, {Path: "/dev/shm/in", Type: "c", Major: 1, Minor: 5},
+				{Path: "/elsewhere/null", Type: "c", Major: 1, Minor: 3}, {Path: "/dev/null", Type: "c", Major: 1, Minor: 3, FileMode: &mode},
+			}
+		}, left: []string{"/elsewhere/null"}},
+		{name: "device in a volume", left: []string{"/dev/volume", "/dev/volume/null"}, change: func(t *testing.T, r *keeper.StartRequest) {
+			add(private(volume, "/dev/volume"))(t, r)
+			r.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/volume/null", Type: "c", Major: 1, Minor: 3}}
+		}},
+		{name: "propagation from the host", change: func(_ *testing.T, r *keeper.StartRequest) {
+			r.Spec.Linux.RootfsPropagation = "rslave"
+		}},
+		{name: "propagation to the host", plain: true, change: func(_ *testing.T, r *keeper.StartRequest) {
+			r.Spec.Linux.RootfsPropagation = "rshared"
+		}},
+		{name: "user namespace", plain: true, change: func(_ *testing.T, r *keeper.StartRequest) { mapped(users)(r) }},
+		{name: "own cgroup namespace", change: func(_ *testing.T, r *keeper.StartRequest) {
+			r.Spec.Linux.Namespaces = append(r.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			change := func(r *keeper.StartRequest) {
+				usual(r)
+				if tc.change != nil {
+					tc.change(t, r)
+				}
+			}
+			fast, left := newOpenNode(t).mounted(change)
+			shipped := binary
+			binary = plainKeeper(t, "-plain-mounts")
+			defer func() { binary = shipped }()
+			plain, all := newOpenNode(t).mounted(change)
+			if fast != plain {
+				t.Errorf("mounted beforehand and by libcontainer:\n%s", difference(fast, plain))
+			}
+			want := slices.Concat(kernel, tc.left)
+			if tc.plain {
+				want = all
+			}
+			slices.Sort(want)
+			slices.Sort(left)
+			if !slices.Equal(left, want) {
+				t.Errorf("libcontainer was left %q, expected %q", left, want)
+			}
+		})
+	}
+}
