@@ -134,18 +134,11 @@ func killOnce(dir string, pids []int) {
 	thaw(dir)
 }
 
-// freeze freezes a v1 freezer cgroup and reports whether it is frozen whole.
+// freeze freezes a cgroup, for a kernel without cgroup.kill, and reports whether it is frozen whole.
 func freeze(dir string) bool {
 	for range 50 {
-		if err := cgroups.WriteFile(dir, "freezer.state", string(cgroups.Frozen)); err != nil {
-			return false
-		}
-		state, err := cgroups.ReadFile(dir, "freezer.state")
-		if err != nil {
-			return false
-		}
-		if strings.TrimSpace(state) == string(cgroups.Frozen) {
-			return true
+		if frozen, err := tryFreeze(dir); err != nil || frozen {
+			return frozen
 		}
 		time.Sleep(time.Millisecond)
 	}

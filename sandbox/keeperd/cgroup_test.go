@@ -1,7 +1,9 @@
 package keeperd
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -46,5 +48,47 @@ func TestCpusetsAreInherited(t *testing.T) {
 		if b, err := os.ReadFile(flag(dir)); err != nil || string(b) != want {
 			t.Errorf("%q: %q, %v; expected %q", dir, b, err, want)
 		}
+	}
+}
+
+// What is killed one by one, on v1 and on a kernel before 5.14, is frozen first, so that nothing forks away.
+func TestACgroupIsFrozenAndThawed(t *testing.T) {
+	dir := fmt.Sprintf("/sys/fs/cgroup/freezer/gantry-freeze-%d", os.Getpid())
+	if cgroups.IsCgroup2UnifiedMode() {
+		dir = fmt.Sprintf("/sys/fs/cgroup/gantry-freeze-%d", os.Getpid())
+	}
+	if freeze(dir) {
+		t.Error("a cgroup that is not there was frozen")
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sleep := exec.Command("sleep", "1000")
+	t.Cleanup(func() {
+		thaw(dir)
+		_ = sleep.Process.Kill()
+		_ = sleep.Wait()
+		if err := removeDirs(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := sleep.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cgroups.WriteCgroupProc(dir, sleep.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	frozen := false
+	for range 100 { // one try is short, for a loaded machine
+		if frozen = freeze(dir); frozen {
+			break
+		}
+	}
+	if now, err := isFrozen(dir); !frozen || !now || err != nil {
+		t.Errorf("freeze: %v, and it is frozen: %v, %v", frozen, now, err)
+	}
+	thaw(dir)
+	if err := thawed(dir); err != nil {
+		t.Error(err)
 	}
 }

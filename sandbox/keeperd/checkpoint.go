@@ -239,18 +239,10 @@ func (c *container) isInit() bool {
 
 // freezeTree freezes a cgroup with all below it and returns when it is frozen.
 func freezeTree(ctx context.Context, dir string) error {
-	file, value := "freezer.state", string(cgroups.Frozen)
-	if cgroups.IsCgroup2UnifiedMode() {
-		file, value = "cgroup.freeze", "1"
-	}
 	deadline := time.Now().Add(freezePatience)
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		// Again: on v1 a process that forks while it is frozen may leave the cgroup half frozen until the next write.
-		if err := cgroups.WriteFile(dir, file, value); err != nil {
-			return err
-		}
-		frozen, err := isFrozen(dir)
-		if err != nil || frozen {
+		if frozen, err := tryFreeze(dir); err != nil || frozen {
 			return err
 		}
 		if time.Now().After(deadline) {
@@ -262,6 +254,18 @@ func freezeTree(ctx context.Context, dir string) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// tryFreeze tells a cgroup to freeze and reports whether it is frozen whole by now.
+func tryFreeze(dir string) (bool, error) {
+	file, value := "freezer.state", string(cgroups.Frozen)
+	if cgroups.IsCgroup2UnifiedMode() {
+		file, value = "cgroup.freeze", "1"
+	}
+	if err := cgroups.WriteFile(dir, file, value); err != nil {
+		return false, err
+	}
+	return isFrozen(dir)
 }
 
 // isFrozen reports whether a cgroup is frozen whole.
