@@ -273,7 +273,8 @@ func setBlocking(f *os.File) error {
 var execCounter atomic.Uint64
 
 // makeCgroup makes the cgroup below the container's that the process and its descendants cannot leave by forking. On v1
-// that is one in the freezer hierarchy only: the others account, this one is for killing.
+// that is one in the freezer hierarchy only: the others account, this one is for killing. There is none where the
+// container's cgroup can have none.
 func (e *execution) makeCgroup() error {
 	controller := "freezer"
 	if cgroups.IsCgroup2UnifiedMode() {
@@ -284,17 +285,27 @@ func (e *execution) makeCgroup() error {
 		return nil
 	}
 	for {
-		name := "exec-" + strconv.FormatUint(execCounter.Add(1), 10)
-		err := os.Mkdir(filepath.Join(parent, name), 0o755)
-		if os.IsExist(err) {
+		dir := filepath.Join(parent, "exec-"+strconv.FormatUint(execCounter.Add(1), 10))
+		err := os.Mkdir(dir, 0o755)
+		switch {
+		case os.IsExist(err):
 			continue // left by a keeper of before
-		}
-		if err != nil {
+		case errors.Is(err, unix.EAGAIN):
+			return nil // cgroup.max.depth or cgroup.max.descendants of v2
+		case err != nil:
 			return fmt.Errorf("make cgroup of exec: %w", err)
+		case controller == "" && !takesProcesses(dir):
+			return os.Remove(dir)
 		}
-		e.sub, e.controller = filepath.Join(parent, name), controller
+		e.sub, e.controller = dir, controller
 		return nil
 	}
+}
+
+// takesProcesses reports whether a cgroup of v2 does. One beside cgroups for single threads does not.
+func takesProcesses(dir string) bool {
+	kind, err := cgroups.ReadFile(dir, "cgroup.type")
+	return err != nil || strings.TrimSpace(kind) != "domain invalid"
 }
 
 // awaitExec returns the exit code, after killing everything when the client gave up.
@@ -330,7 +341,7 @@ func (e *execution) leave() {
 	if e.sub == "" {
 		return
 	}
-	parent := filepath.Dir(e.sub)
+	home := filepath.Dir(e.sub)
 	for try := range 20 {
 		pids := treePIDs(e.sub)
 		if len(pids) == 0 {
@@ -338,14 +349,25 @@ func (e *execution) leave() {
 			break
 		}
 		for _, pid := range pids {
-			// On v2 a container may have made its own cgroup one that takes no process. Then the processes stay, and
-			// the cgroup is removed with the container's.
-			_ = cgroups.WriteCgroupProc(parent, pid)
+			if err := cgroups.WriteCgroupProc(home, pid); errors.Is(err, unix.EBUSY) {
+				// On v2 a container may have made its own cgroup one that takes no process.
+				home = e.c.innerCgroup()
+			}
 		}
 		// A process that is just dying is not moved, and is listed until it is gone.
 		time.Sleep(min(time.Millisecond<<try, 64*time.Millisecond))
 	}
 	e.sub = ""
+}
+
+// innerCgroup is the cgroup below the container's own that its first process has gone to, on v2; "" if it has not.
+func (c *container) innerCgroup() string {
+	paths, err := cgroups.ParseCgroupFile(fmt.Sprintf("/proc/%d/cgroup", c.pid))
+	dir := filepath.Join("/sys/fs/cgroup", paths[""])
+	if err != nil || !strings.HasPrefix(dir, c.cgroup.paths[""]+"/") {
+		return ""
+	}
+	return dir
 }
 
 // execCgroups lists the cgroups of execs.
