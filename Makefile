@@ -105,8 +105,9 @@ test: deps build tools ## everything: deps, build, unit tests with -race, end-to
 	$(MAKE) --no-print-directory kubelet-short
 	$(MAKE) --no-print-directory cluster-short
 
-unit: ## unit tests with the race detector
+unit: ## unit tests with the race detector; those of the keeper also on cgroup v2
 	go test -race -tags seccomp -timeout 20m ./...
+	hack/unified.sh go test -tags seccomp -count=1 -timeout 20m ./sandbox/keeperd
 
 # Package, test and number of inputs. A time in place of a number makes Go before 1.27 fail now and then, at its end and with
 # "context deadline exceeded" (go.dev/issue/75804).

@@ -43,6 +43,11 @@ func payloadCommands(tree, disk string) [][]string {
 	tests := func(out, source string) []string {
 		return []string{"go", "test", "-c", "-trimpath", "-tags=e2e", "-ldflags=-s -w", "-o", filepath.Join(tree, out), source}
 	}
+	// What has cgo in it is linked as the keeper is, and the keeper is of the version that its tests expect.
+	static := func(out, source string, verb ...string) []string {
+		return append(append([]string{"env", "CGO_ENABLED=1", "go"}, verb...), "-trimpath", "-tags=seccomp netgo osusergo",
+			"-ldflags=-s -w -linkmode external -extldflags=-static -X main.version=test", "-o", filepath.Join(tree, out), source)
+	}
 	return [][]string{
 		{"mkdir", filepath.Join(tree, ".work")},
 		{"cp", "-r", "bin", "hack/vm/guest", "packaging", tree},
@@ -52,6 +57,8 @@ func payloadCommands(tree, disk string) [][]string {
 		build("bin/critest", "./hack/critest"),
 		tests("test/vm/vm.test", "./test/vm"),
 		tests("test/e2e/e2e.test", "./test/e2e"),
+		static("test/keeperd/keeperd.test", "./sandbox/keeperd", "test", "-c"),
+		static("test/keeperd/gantry-keeper", "./cmd/gantry-keeper", "build"),
 		{"rm", "-f", disk},
 		{"mke2fs", "-q", "-t", "ext4", "-L", "payload", "-m", "0", "-d", tree, disk, "1G"},
 	}
