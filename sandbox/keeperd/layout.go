@@ -38,16 +38,19 @@ func (l layout) libcontainerState(id string) string {
 func (l layout) bundle(id string) string     { return filepath.Join(l.root, "c", id) }
 func (l layout) rootfs(id string) string     { return filepath.Join(l.root, "rootfs", id) }
 func (l layout) execFIFO(id string) string   { return filepath.Join(l.root, "lc", id, "exec.fifo") }
-func (l layout) cgroupTree() string          { return filepath.Join(l.root, "rootfs", ".cgroup") }
+func (l layout) cgroupTree() string          { return filepath.Join(l.root, cgroupTreeName) }
 func (l layout) cgroupFile() string          { return filepath.Join(l.root, "cgroup") }
 func (l layout) fifo(id, name string) string { return filepath.Join(l.bundle(id), name) }
+
+// cgroupTreeName is where a container's tree of cgroup v1 is mounted, of each in a mount namespace of its own.
+const cgroupTreeName = "rootfs/.cgroup"
 
 // claimTimeout is how long a keeper waits for one that is about to exit.
 const claimTimeout = 3 * time.Second
 
 // claim makes the directory and takes its lock, which the returned file holds.
 func (l layout) claim() (*os.File, error) {
-	for _, dir := range []string{"", "lc", "c", "rootfs"} {
+	for _, dir := range []string{"", "lc", "c", "rootfs", cgroupTreeName} {
 		if err := os.MkdirAll(filepath.Join(l.root, dir), 0o711); err != nil {
 			return nil, fmt.Errorf("make state directory: %w", err)
 		}

@@ -13,10 +13,10 @@ import (
 )
 
 // TakeCgroups makes, on cgroup v1, what libcontainer would mount for config at /sys/fs/cgroup: a tmpfs with a mount for each
-// hierarchy in it, of the container's own cgroup there. It is made at dir, and config gets a bind mount of it in place of
-// the one of type cgroup: sysfs, in which it is mounted, only exists once the container's network namespace is entered.
-// paths are the container's cgroups, by controller, which are made unless they exist. As with Take, what is out of the
-// ordinary is left as it was, and it is for a mount namespace that only the caller has.
+// hierarchy in it, of the container's own cgroup there. It is mounted at dir, which is there already, and config gets a bind
+// mount of it in place of the one of type cgroup: sysfs, in which it is mounted, only exists once the container's network
+// namespace is entered. paths are the container's cgroups, by controller, which are made unless they exist. As with Take,
+// what is out of the ordinary is left as it was, and it is for a mount namespace that only the caller has.
 func TakeCgroups(config *configs.Config, paths map[string]string, dir string) {
 	if cgroups.IsCgroup2UnifiedMode() || !ordinary(config) || config.Namespaces.Contains(configs.NEWCGROUP) ||
 		config.Cgroups.Systemd {
@@ -29,9 +29,6 @@ func TakeCgroups(config *configs.Config, paths map[string]string, dir string) {
 	m := config.Mounts[i]
 	hierarchies, err := cgroups.GetCgroupMounts(false)
 	if err != nil || len(m.PropagationFlags) != 0 || m.RecAttr != nil {
-		return
-	}
-	if err := unix.Mkdir(dir, 0o711); err != nil && err != unix.EEXIST {
 		return
 	}
 	// The flags are those that libcontainer has for it (defaultMountFlags).
