@@ -140,6 +140,7 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 	mode, owner := os.FileMode(0o640), uint32(1000)
 	kernel := []string{"/proc", "/sys", "/dev/mqueue", "/sys/fs/cgroup"} // only from inside the namespaces, the last a bind
 	files := []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
+	nodes := strings.Fields("/dev/null /dev/random /dev/full /dev/tty /dev/zero /dev/urandom")
 	for _, tc := range []struct {
 		name   string
 		change func(*testing.T, *keeper.StartRequest)
@@ -171,6 +172,9 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 			if err := os.MkdirAll(strings.TrimPrefix(r.Rootfs[0].Options[1], "upperdir=")+"/tmp", 0o755); err != nil {
 				t.Fatal(err)
 			}
+		}},
+		{name: "/dev is a link", left: append(strings.Fields("/dev /dev/pts /dev/shm"), nodes...), change: func(t *testing.T, r *keeper.StartRequest) {
+			link(t, r, "tmp", "dev")
 		}},
 		{name: "devices", change: func(_ *testing.T, r *keeper.StartRequest) {
 			r.Spec.Linux.Resources.Devices[0].Allow = true
