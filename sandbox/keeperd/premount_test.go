@@ -163,31 +163,33 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 			first(private(volume, "/run-link/volume"))(t, r)
 		}},
 		{name: "volume at /etc", change: first(private(volume, "/etc")), left: append([]string{"/etc"}, files...)},
-		{name: "volume at a link to /etc", left: append([]string{"/other"}, files...), change: func(t *testing.T, r *keeper.StartRequest) {
-			link(t, r, "etc", "other")
-			first(private(volume, "/other"))(t, r)
-		}},
+		{name: "volume at a link to /etc", left: append([]string{"/other"}, files...),
+			change: func(t *testing.T, r *keeper.StartRequest) {
+				link(t, r, "etc", "other")
+				first(private(volume, "/other"))(t, r)
+			}},
 		{name: "file is a link", left: []string{"/etc/resolv.conf"}, change: func(t *testing.T, r *keeper.StartRequest) {
 			link(t, r, "../tmp/resolv.conf", "etc/resolv.conf")
 			if err := os.MkdirAll(strings.TrimPrefix(r.Rootfs[0].Options[1], "upperdir=")+"/tmp", 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{name: "/dev is a link", left: append(strings.Fields("/dev /dev/pts /dev/shm"), nodes...), change: func(t *testing.T, r *keeper.StartRequest) {
-			link(t, r, "tmp", "dev")
-		}},
+		{name: "/dev is a link", left: append(strings.Fields("/dev /dev/pts /dev/shm"), nodes...),
+			change: func(t *testing.T, r *keeper.StartRequest) { link(t, r, "tmp", "dev") }},
 		{name: "devices", change: func(_ *testing.T, r *keeper.StartRequest) {
 			r.Spec.Linux.Resources.Devices[0].Allow = true
 			r.Spec.Linux.Devices = []specs.LinuxDevice{
 				{Path: "/dev/snd/deep", Type: "c", Major: 1, Minor: 3, FileMode: &mode, UID: &owner, GID: &owner},
 				{Path: "/dev/disk", Type: "b", Major: 7, Minor: 0}, {Path: "/dev/shm/in", Type: "c", Major: 1, Minor: 5},
-				{Path: "/elsewhere/null", Type: "c", Major: 1, Minor: 3}, {Path: "/dev/null", Type: "c", Major: 1, Minor: 3, FileMode: &mode},
+				{Path: "/elsewhere/null", Type: "c", Major: 1, Minor: 3},
+				{Path: "/dev/null", Type: "c", Major: 1, Minor: 3, FileMode: &mode},
 			}
 		}, left: []string{"/elsewhere/null"}},
-		{name: "device in a volume", left: []string{"/dev/volume", "/dev/volume/null"}, change: func(t *testing.T, r *keeper.StartRequest) {
-			add(private(volume, "/dev/volume"))(t, r)
-			r.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/volume/null", Type: "c", Major: 1, Minor: 3}}
-		}},
+		{name: "device in a volume", left: []string{"/dev/volume", "/dev/volume/null"},
+			change: func(t *testing.T, r *keeper.StartRequest) {
+				add(private(volume, "/dev/volume"))(t, r)
+				r.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/volume/null", Type: "c", Major: 1, Minor: 3}}
+			}},
 		{name: "propagation from the host", change: func(_ *testing.T, r *keeper.StartRequest) {
 			r.Spec.Linux.RootfsPropagation = "rslave"
 		}},
