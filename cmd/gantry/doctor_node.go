@@ -34,7 +34,7 @@ func checkKernel() []finding {
 	if err != nil {
 		findings = append(findings, fail("cgroups", "read mounts: %v", err))
 	} else {
-		findings = append(findings, checkCgroups(mounts))
+		findings = append(findings, checkCgroups(mounts, read("/sys/fs/cgroup/cgroup.controllers")))
 	}
 	return append(findings,
 		checkSeccomp(read("/proc/sys/kernel/seccomp/actions_avail")),
@@ -60,26 +60,36 @@ func checkOverlay(filesystems string) finding {
 	return fail("overlay", "the kernel has no overlay filesystem, which images need: try modprobe overlay")
 }
 
-func checkCgroups(mounts []*mountinfo.Info) finding {
+// checkCgroups takes the mounts of cgroups and the controllers of version 2, if that is mounted.
+func checkCgroups(mounts []*mountinfo.Info, unified string) finding {
 	var controllers []string
 	for _, m := range mounts {
 		if m.FSType == "cgroup2" && m.Mountpoint == "/sys/fs/cgroup" {
-			return ok("cgroups", "v2")
+			return checkUnified(unified)
 		}
 		if m.FSType == "cgroup" {
 			controllers = append(controllers, strings.Split(m.VFSOptions, ",")...)
 		}
 	}
-	var missing []string
-	for _, want := range []string{"memory", "cpu", "cpuset", "pids", "devices", "freezer"} {
-		if !slices.Contains(controllers, want) {
-			missing = append(missing, want)
-		}
-	}
+	missing := without(controllers, "memory", "cpu", "cpuset", "pids", "devices", "freezer")
 	if len(missing) > 0 {
 		return fail("cgroups", "neither cgroup2 on /sys/fs/cgroup nor the v1 controllers %s", strings.Join(missing, ", "))
 	}
 	return warn("cgroups", "v1: works, but the kubelet refuses it unless failCgroupV1 is false; memory QoS needs v2")
+}
+
+// checkUnified looks for what a kernel may be started without: some distributions have cgroup_disable=memory.
+func checkUnified(controllers string) finding {
+	if missing := without(strings.Fields(controllers), "memory", "cpu", "cpuset", "pids"); len(missing) > 0 {
+		return fail("cgroups", "v2 without %s: containers with such limits do not start; see cgroup_disable in /proc/cmdline, "+
+			"and whether a hierarchy of v1 has it", strings.Join(missing, ", "))
+	}
+	return ok("cgroups", "v2")
+}
+
+// without returns the wanted that are not there.
+func without(there []string, wanted ...string) []string {
+	return slices.DeleteFunc(wanted, func(name string) bool { return slices.Contains(there, name) })
 }
 
 func checkSeccomp(actions string) finding {

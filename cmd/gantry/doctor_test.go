@@ -34,10 +34,12 @@ func TestDoctorJudgesTheKernel(t *testing.T) {
 		{FSType: "cgroup", VFSOptions: "cpuset"}, {FSType: "cgroup", VFSOptions: "pids"},
 		{FSType: "cgroup", VFSOptions: "devices"}, {FSType: "cgroup", VFSOptions: "freezer"},
 	}
-	expect(t, "v1", checkCgroups(v1), levelWarn, "failCgroupV1")
-	expect(t, "v1 without freezer", checkCgroups(v1[:5]), levelFail, "freezer")
-	expect(t, "v2", checkCgroups([]*mountinfo.Info{{FSType: "cgroup2", Mountpoint: "/sys/fs/cgroup"}}), levelOK, "v2")
-	expect(t, "no cgroups", checkCgroups(nil), levelFail, "memory")
+	expect(t, "v1", checkCgroups(v1, ""), levelWarn, "failCgroupV1")
+	expect(t, "v1 without freezer", checkCgroups(v1[:5], ""), levelFail, "freezer")
+	v2 := []*mountinfo.Info{{FSType: "cgroup2", Mountpoint: "/sys/fs/cgroup"}}
+	expect(t, "v2", checkCgroups(v2, "cpuset cpu io memory hugetlb pids"), levelOK, "v2")
+	expect(t, "v2 without memory", checkCgroups(v2, "cpuset cpu io pids"), levelFail, "memory")
+	expect(t, "no cgroups", checkCgroups(nil, ""), levelFail, "memory")
 
 	expect(t, "seccomp", checkSeccomp("kill_process kill_thread trap errno log allow"), levelOK, "")
 	expect(t, "no seccomp", checkSeccomp(""), levelFail, "RuntimeDefault")

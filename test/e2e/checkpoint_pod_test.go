@@ -230,9 +230,15 @@ func (c *container) inLayer(name string) string {
 	return strings.TrimSpace(string(b))
 }
 
-// freezerState is the state of a container's cgroup of v1.
+// freezerState is the state of a container's cgroup, in the words of v1.
 func freezerState(c *container) string {
-	b, _ := os.ReadFile(filepath.Join("/sys/fs/cgroup/freezer", c.pod.config.Linux.CgroupParent, c.id, "freezer.state"))
+	path := filepath.Join(c.pod.config.Linux.CgroupParent, c.id)
+	if cgroupV2() {
+		b, _ := os.ReadFile(filepath.Join(cgroupTop, path, "cgroup.events"))
+		_, frozen, _ := strings.Cut(string(b), "frozen ")
+		return map[string]string{"0": "THAWED", "1": "FROZEN"}[strings.TrimSpace(frozen)]
+	}
+	b, _ := os.ReadFile(filepath.Join(cgroupTop, "freezer", path, "freezer.state"))
 	return strings.TrimSpace(string(b))
 }
 
