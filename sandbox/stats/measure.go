@@ -21,12 +21,8 @@ const (
 	measureTimeout = time.Minute
 	// freshTimeout bounds that of a container that was just started, whose layer is all but empty.
 	freshTimeout = time.Second
-	// catchUpTimeout bounds the wait for a measurement of all layers.
-	catchUpTimeout = 5 * time.Second
-	// noticed is the part of the free space whose coming or going makes a measurement worth its while, scarceBelow that of
-	// the filesystem below which it matters at all: the kubelet evicts when 15 % are left, unless told otherwise.
-	noticed     = 128
-	scarceBelow = 4
+	// measureAnyway is how often a container is measured at least, though nothing in it has run.
+	measureAnyway = 10 * measurePeriod
 )
 
 // measureRounds measures everything at once and then once per period.
@@ -37,133 +33,57 @@ func (s *Sampler) measureRounds(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		s.measureAll(ctx)
+		s.measureAll(ctx, false)
 		<-s.measuring
 		sleep(ctx, max(s.period, measurePeriod))
 	}
 }
 
-// CatchUp measures the layers if their filesystem is nearly full and much was written to it, or deleted, since they were
-// last measured, and waits until what they take is in the samples, but no longer than ctx and some seconds. Otherwise
-// it costs a look at the filesystem. It comes before a list of containers: a kubelet that finds the disk full evicts the
-// pod that takes most of it, and by the figures of a minute before it would be another.
-//
-// One look or measurement is under way at a time, and who comes meanwhile is content with that one; who comes long after it
-// began waits no more: a disk that hangs, or is slow, holds up some lists and not all.
-func (s *Sampler) CatchUp(ctx context.Context) {
-	c := s.catchUp()
-	if c == nil {
-		return
-	}
-	patience := time.NewTimer(time.Until(c.began.Add(catchUpTimeout)))
-	defer patience.Stop()
-	select {
-	case <-c.done:
-	case <-patience.C:
-	case <-ctx.Done():
-	}
-}
-
-// catchUp joins what is under way, or begins anew. It returns nil while the disk is left alone.
-func (s *Sampler) catchUp() *catching {
-	s.catching.Lock()
-	defer s.catching.Unlock()
-	if s.catching.now == nil && time.Now().After(s.catching.restUntil) {
-		c := &catching{began: time.Now(), done: make(chan struct{})}
-		s.catching.now = c
-		go func() {
-			s.measureIfMoved()
-			s.caughtUp(c)
-		}()
-	}
-	return s.catching.now
-}
-
-// caughtUp ends what was under way. After one that nobody had the patience for, the disk rests for as long as that took.
-func (s *Sampler) caughtUp(c *catching) {
-	s.catching.Lock()
-	defer s.catching.Unlock()
-	s.catching.now = nil
-	if took := time.Since(c.began); took > catchUpTimeout {
-		s.catching.restUntil = time.Now().Add(took)
-	}
-	close(c.done)
-}
-
-// measureIfMoved measures to the end, for the next who asks, whatever the patience of those who asked now.
-func (s *Sampler) measureIfMoved() {
-	if !s.moved() {
-		return
-	}
-	select {
-	case s.measuring <- struct{}{}:
-	case <-s.ctx.Done():
-		return
-	}
-	defer func() { <-s.measuring }()
-	if !s.moved() {
-		return // another measured meanwhile
-	}
-	s.measureAll(s.ctx)
-	if s.ctx.Err() == nil {
-		s.sampleAll()
-	}
-}
-
-// space is what is free of a filesystem.
-type space struct{ bytes, inodes uint64 }
-
-// space looks at the filesystem that all layers are on, and gives its size, too.
-func (s *Sampler) space() (free, all space) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(s.images.FsInfo().GetFsId().GetMountpoint(), &fs); err != nil {
-		return space{}, space{}
-	}
-	block := uint64(fs.Bsize)
-	return space{bytes: fs.Bavail * block, inodes: fs.Ffree}, space{bytes: fs.Blocks * block, inodes: fs.Files}
-}
-
-// moved reports whether the free space is scarce, and another than when the layers were measured.
-func (s *Sampler) moved() bool {
-	then := s.measured.Load()
-	free, all := s.space()
-	scarce := free.bytes < all.bytes/s.scarceBelow || free.inodes < all.inodes/s.scarceBelow
-	return scarce && then != nil && free.differs(*then)
-}
-
-func (s space) differs(then space) bool {
-	differ := func(now, then uint64) bool { return max(now, then)-min(now, then) > then/noticed }
-	return differ(s.bytes, then.bytes) || differ(s.inodes, then.inodes)
-}
-
 // measureAll measures every running container, one after the other: a walk through a large layer must not take more
-// than one processor. The caller holds the token of s.measuring.
-func (s *Sampler) measureAll(ctx context.Context) {
+// than one processor. What has not run since it was measured has written nothing, and is left out unless all are to be
+// measured. The caller holds the token of s.measuring.
+func (s *Sampler) measureAll(ctx context.Context, all bool) {
 	now, _ := s.space() // before, so that what is written meanwhile is noticed
-	s.measured.Store(&now)
+	s.disk.measured.Store(&now)
 	s.findLayers()
 	for _, st := range s.source.Containers() {
 		if ctx.Err() != nil {
 			return
 		}
-		if st.State == sandbox.ContainerRunning {
+		if st.State == sandbox.ContainerRunning && (all || !s.renewLayer(s.entry(st.ID), st)) {
 			s.measure(ctx, st, measureTimeout)
 		}
 	}
 }
 
+// renewLayer makes the last measurement of a container one of now, if nothing in it has run since.
+func (s *Sampler) renewLayer(e *entry, st *sandbox.ContainerStatus) bool {
+	then, layer := e.ran.Load(), e.layer.Load()
+	if then == nil || layer == nil || time.Since(then.at) > measureAnyway {
+		return false
+	}
+	r := s.readers.Get().(*reader)
+	defer s.readers.Put(r)
+	if now := s.cgroups.ran(r, st.CgroupPath); now == nil || now.cpu != then.cpu {
+		return false
+	}
+	e.layer.Store(s.layers.Load().measured(layer.Bytes, layer.InodesUsed))
+	return true
+}
+
 // findLayers looks at the filesystem that all layers are on: once for all, since the kernel's list of mounts can be
 // long.
-func (s *Sampler) findLayers() Layer {
+func (s *Sampler) findLayers() *Layer {
 	layer := filesystem(s.images.FsInfo().GetFsId().GetMountpoint())
 	s.layers.Store(&layer)
-	return layer
+	return &layer
 }
 
 // measure measures a container's layer and open files. They are in its next sample.
 func (s *Sampler) measure(ctx context.Context, st *sandbox.ContainerStatus, timeout time.Duration) {
 	e := s.entry(st.ID)
 	r := s.readers.Get().(*reader)
+	before := s.cgroups.ran(r, st.CgroupPath) // what runs meanwhile is measured again
 	if files := s.cgroups.files(r, st.CgroupPath); files != nil {
 		e.files.Store(files)
 	}
@@ -178,14 +98,19 @@ func (s *Sampler) measure(ctx context.Context, st *sandbox.ContainerStatus, time
 		}
 		return
 	}
-	var layer Layer
-	if known := s.layers.Load(); known != nil {
-		layer = *known
-	} else {
+	layer := s.layers.Load()
+	if layer == nil {
 		layer = s.findLayers()
 	}
+	e.layer.Store(layer.measured(bytes, inodes))
+	e.ran.Store(before)
+}
+
+// measured is the layer of a container on this filesystem, with what was measured of it just now.
+func (l *Layer) measured(bytes, inodes uint64) *Layer {
+	layer := *l
 	layer.Time, layer.Bytes, layer.InodesUsed = time.Now(), bytes, inodes
-	e.layer.Store(&layer)
+	return &layer
 }
 
 // hear samples and measures what was just started, so that the next list has it complete.

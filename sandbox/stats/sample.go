@@ -1,6 +1,7 @@
 // Package stats samples what sandboxes and containers use: their cgroups, the counters of their network interfaces, the
 // files of their processes and their writable layers. One sampler reads all of it once per period; whoever asks reads
-// memory. Only layers are measured anew for a list, when their disk has filled since (Sampler.CatchUp).
+// memory, or waits for the sampler. Only layers are measured anew for a list, when their disk has filled since
+// (Sampler.CatchUp).
 //
 // It is not where the statistics get the form of the CRI (package cri), it limits nothing and it decides nothing: a
 // figure that the kernel does not give is missing, never an error.
@@ -29,6 +30,8 @@ type Sample struct {
 	// Form is what Config.ContainerForm or SandboxForm made of the sample.
 	Form Form
 }
+
+func (s *Sample) fresh(maxAge time.Duration) bool { return s != nil && time.Since(s.Time) <= maxAge }
 
 // Form is a sample as it is sent in a list. It is made when the sample is taken, so that a list of thousands only has to
 // be put together. The zero value is none.

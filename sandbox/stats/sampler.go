@@ -32,8 +32,10 @@ const (
 	// periods pass as restPeriods says. Who asks after that gets what there is, and wakes it.
 	restAfter   = 3
 	restPeriods = 6
-	// askers is how many samples may be taken at once for those who ask.
-	askers = 4
+	// restWhole says which of the rounds of a resting sampler reads everything, whether or not anything happened.
+	restWhole = 10
+	// workers is how many samples may be taken at once for those who ask.
+	workers = 4
 )
 
 // Source is what the sampler needs of the sandboxes. *sandbox.Manager is one. The reads are reads of memory.
@@ -79,18 +81,11 @@ type Sampler struct {
 	containerForm func(*sandbox.ContainerStatus, *Sample) Form
 	sandboxForm   func(*sandbox.SandboxStatus, *Sample) Form
 
-	asking chan struct{}
-	// measuring holds a token: who has it may measure all layers. measured is what was free when that began last.
+	// jobs are samples that somebody waits for.
+	jobs chan func()
+	// measuring holds a token: who has it may measure all layers.
 	measuring chan struct{}
-	measured  atomic.Pointer[space]
-	// scarceBelow is the constant, outside tests.
-	scarceBelow uint64
-	// catching is the look at the filesystem that is under way, if there is one, and until when there is to be none.
-	catching struct {
-		sync.Mutex
-		now       *catching
-		restUntil time.Time
-	}
+	disk      disk
 	// layers is of the filesystem of the layers, as of the last round.
 	layers atomic.Pointer[Layer]
 	// asked holds a token when somebody was given a sample of any age.
@@ -105,12 +100,6 @@ type Sampler struct {
 	entries map[string]*entry
 }
 
-// catching is one look at the filesystem, with what follows from it.
-type catching struct {
-	began time.Time
-	done  chan struct{}
-}
-
 // entry is what is known of one container or sandbox.
 type entry struct {
 	born time.Time
@@ -118,11 +107,15 @@ type entry struct {
 	last  atomic.Pointer[Sample]
 	layer atomic.Pointer[Layer]
 	files atomic.Pointer[Files]
+	// ran is of when the layer and the files were measured.
+	ran atomic.Pointer[ran]
 
 	// sampling holds a token: who has it may sample and use what is below.
 	sampling chan struct{}
 	// base is the sample that the next rate is computed from.
 	base *Sample
+	// of is the status, a pointer to it, that the container or sandbox had when all of it was read last.
+	of any
 	// most is the largest use of huge pages by their size.
 	most map[string]uint64
 }
@@ -146,15 +139,21 @@ func start(config Config, c *cgroups) *Sampler {
 		source: config.Source, images: config.Images, period: config.Period, cgroups: c,
 		readers:       sync.Pool{New: func() any { return newReader() }},
 		containerForm: config.ContainerForm, sandboxForm: config.SandboxForm,
-		asking:    make(chan struct{}, askers),
+		jobs:      make(chan func()),
 		asked:     make(chan struct{}, 1),
-		measuring: make(chan struct{}, 1), scarceBelow: scarceBelow,
-		entries: map[string]*entry{},
+		measuring: make(chan struct{}, 1),
+		disk:      disk{begun: make(chan *look, 1)},
+		entries:   map[string]*entry{},
 	}
+	s.disk.scarceBelow.Store(scarceBelow)
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.done.Go(func() { s.sampleRounds(s.ctx) })
 	s.done.Go(func() { s.measureRounds(s.ctx) })
 	s.done.Go(func() { s.hear(s.ctx) })
+	for range workers {
+		s.done.Go(func() { s.work(s.ctx) })
+	}
+	go s.looks(s.ctx) // nobody waits for its end: it looks at a disk that may hang
 	return s
 }
 
@@ -168,7 +167,7 @@ func (s *Sampler) Close() {
 func (s *Sampler) sampleRounds(ctx context.Context) {
 	unasked := restAfter
 	for ctx.Err() == nil {
-		s.sampleAll()
+		s.sampleAll(wholeRound(unasked))
 		pause := time.NewTimer(askedPause)
 		period := time.NewTimer(s.untilNext(unasked))
 		select {
@@ -200,6 +199,9 @@ func (s *Sampler) untilNext(unasked int) time.Duration {
 	return restPeriods * s.period
 }
 
+// wholeRound tells whether a round reads everything after so many for which nobody asked.
+func wholeRound(unasked int) bool { return unasked < restAfter || unasked%restWhole == 0 }
+
 // sleep waits, but no longer than ctx.
 func sleep(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
@@ -225,7 +227,11 @@ func (s *Sampler) Container(ctx context.Context, st *sandbox.ContainerStatus, ma
 	if st.State != sandbox.ContainerRunning {
 		return nil
 	}
-	return s.get(ctx, st.ID, maxAge, func(e *entry) *Sample { return s.sampleContainer(e, st) })
+	e := s.entry(st.ID)
+	if sample := s.known(e, maxAge); sample != nil {
+		return sample
+	}
+	return s.await(ctx, e, maxAge, func() *Sample { return s.sampleContainer(e, st, true) })
 }
 
 // Sandbox is like Container for a ready sandbox. It returns nil for one that is not ready.
@@ -233,37 +239,69 @@ func (s *Sampler) Sandbox(ctx context.Context, st *sandbox.SandboxStatus, maxAge
 	if st.State != sandbox.SandboxReady {
 		return nil
 	}
-	return s.get(ctx, st.ID, maxAge, func(e *entry) *Sample {
+	e := s.entry(st.ID)
+	if sample := s.known(e, maxAge); sample != nil {
+		return sample
+	}
+	return s.await(ctx, e, maxAge, func() *Sample {
 		var interfaces []Interface
 		if st.NetNS != "" {
 			interfaces = networks([]string{st.NetNS})[st.NetNS]
 		}
-		return s.sampleSandbox(e, st, interfaces)
+		return s.sampleSandbox(e, st, interfaces, true)
 	})
 }
 
-// get finds a sample or takes one.
-func (s *Sampler) get(ctx context.Context, id string, maxAge time.Duration, take func(*entry) *Sample) *Sample {
-	fresh := func(sample *Sample) bool { return sample != nil && time.Since(sample.Time) <= maxAge }
-	e := s.entry(id)
+// known is the last sample, nil if there is none that is fresh enough.
+func (s *Sampler) known(e *entry, maxAge time.Duration) *Sample {
 	if maxAge == AnyAge {
 		s.ask()
 	}
-	if sample := e.last.Load(); fresh(sample) {
+	if sample := e.last.Load(); sample.fresh(maxAge) {
 		return sample
 	}
-	for _, turn := range []chan struct{}{s.asking, e.sampling} {
+	return nil
+}
+
+// await has a sample taken: who asks only waits for that, and no longer than ctx.
+func (s *Sampler) await(ctx context.Context, e *entry, maxAge time.Duration, take func() *Sample) *Sample {
+	taken := make(chan *Sample, 1)
+	job := func() {
 		select {
-		case turn <- struct{}{}:
-			defer func() { <-turn }()
+		case e.sampling <- struct{}{}:
+			defer func() { <-e.sampling }()
 		case <-ctx.Done():
+			return
+		}
+		if sample := e.last.Load(); sample.fresh(maxAge) {
+			taken <- sample // another asked a moment ago
+			return
+		}
+		taken <- take()
+	}
+	for jobs := s.jobs; ; jobs = nil {
+		select {
+		case jobs <- job:
+		case sample := <-taken:
+			return sample
+		case <-ctx.Done():
+			return nil
+		case <-s.ctx.Done():
 			return nil
 		}
 	}
-	if sample := e.last.Load(); fresh(sample) {
-		return sample // another asked a moment ago
+}
+
+// work takes samples for those who ask.
+func (s *Sampler) work(ctx context.Context) {
+	for {
+		select {
+		case job := <-s.jobs:
+			job()
+		case <-ctx.Done():
+			return
+		}
 	}
-	return take(e)
 }
 
 func (s *Sampler) entry(id string) *entry {
@@ -293,8 +331,9 @@ func (s *Sampler) retain(ids map[string]bool, listed time.Time) {
 	}
 }
 
-// sampleAll samples every running container and every ready sandbox.
-func (s *Sampler) sampleAll() {
+// sampleAll samples every running container and every ready sandbox. Unless it is to be whole, that costs little for
+// those in which nothing has happened.
+func (s *Sampler) sampleAll(whole bool) {
 	begin := time.Now()
 	ids := map[string]bool{}
 	for _, st := range s.source.Containers() {
@@ -304,15 +343,15 @@ func (s *Sampler) sampleAll() {
 		ids[st.ID] = true
 		e := s.entry(st.ID)
 		e.sampling <- struct{}{}
-		s.sampleContainer(e, st)
+		s.sampleContainer(e, st, whole)
 		<-e.sampling
 	}
-	s.sampleSandboxes(ids)
+	s.sampleSandboxes(ids, whole)
 	s.retain(ids, begin)
 	klog.V(6).InfoS("Sampled", "containersAndSandboxes", len(ids), "took", time.Since(begin))
 }
 
-func (s *Sampler) sampleSandboxes(ids map[string]bool) {
+func (s *Sampler) sampleSandboxes(ids map[string]bool, whole bool) {
 	var ready []*sandbox.SandboxStatus
 	var paths []string
 	for _, st := range s.source.Sandboxes() {
@@ -332,15 +371,15 @@ func (s *Sampler) sampleSandboxes(ids map[string]bool) {
 		ids[st.ID] = true
 		e := s.entry(st.ID)
 		e.sampling <- struct{}{}
-		s.sampleSandbox(e, st, interfaces[st.NetNS])
+		s.sampleSandbox(e, st, interfaces[st.NetNS], whole)
 		<-e.sampling
 	}
 }
 
 // sampleContainer samples a container, nil if it is gone. The caller holds the entry's token.
-func (s *Sampler) sampleContainer(e *entry, st *sandbox.ContainerStatus) *Sample {
-	sample, ok := s.readCgroup(st.CgroupPath)
-	if !ok {
+func (s *Sampler) sampleContainer(e *entry, st *sandbox.ContainerStatus, whole bool) *Sample {
+	sample := s.read(e, st, st.CgroupPath, whole)
+	if sample == nil {
 		return nil
 	}
 	sample.Layer, sample.Files = e.layer.Load(), e.files.Load()
@@ -353,11 +392,11 @@ func (s *Sampler) sampleContainer(e *entry, st *sandbox.ContainerStatus) *Sample
 }
 
 // sampleSandbox samples a sandbox. One without a cgroup, because it has no container yet, used nothing.
-func (s *Sampler) sampleSandbox(e *entry, st *sandbox.SandboxStatus, interfaces []Interface) *Sample {
+func (s *Sampler) sampleSandbox(e *entry, st *sandbox.SandboxStatus, interfaces []Interface, whole bool) *Sample {
 	sample := &Sample{CPU: &CPU{}, Memory: &Memory{}}
 	if cgroup := s.source.SandboxCgroup(st); cgroup == "" {
 		sample = s.sum(st.Containers)
-	} else if read, ok := s.readCgroup(cgroup); ok {
+	} else if read := s.read(e, st, cgroup, whole); read != nil {
 		sample = read
 	}
 	sample.Interfaces = interfaces
@@ -369,10 +408,20 @@ func (s *Sampler) sampleSandbox(e *entry, st *sandbox.SandboxStatus, interfaces 
 	return sample
 }
 
-func (s *Sampler) readCgroup(cgroup string) (*Sample, bool) {
+// read reads the cgroup of what has the status of, a pointer; nil where there is none. The caller holds the entry's token.
+func (s *Sampler) read(e *entry, of any, cgroup string, whole bool) *Sample {
 	r := s.readers.Get().(*reader)
 	defer s.readers.Put(r)
-	return s.cgroups.read(r, cgroup)
+	if !whole && e.of == of {
+		if sample := s.renew(r, e.last.Load(), cgroup); sample != nil {
+			return sample
+		}
+	}
+	e.of = of
+	if sample, ok := s.cgroups.read(r, cgroup); ok {
+		return sample
+	}
+	return nil
 }
 
 // complete adds what needs the samples before. The caller holds the entry's token.

@@ -74,7 +74,7 @@ func TestAContainerThatDiedIsSkipped(t *testing.T) {
 	s, n, c := startFake(t)
 	gone := runningContainer("gone", "/pod/gone")
 	n.set(func() { n.containers = append([]*sandbox.ContainerStatus{gone}, n.containers...) })
-	s.sampleAll()
+	s.sampleAll(true)
 	if sample := s.Container(t.Context(), gone, AnyAge); sample != nil {
 		t.Errorf("got %+v for a container without a cgroup", sample)
 	}
@@ -87,7 +87,7 @@ func TestAContainerThatDiedIsSkipped(t *testing.T) {
 		t.Error("an exited container has a sample")
 	}
 	n.set(func() { n.containers = nil })
-	s.sampleAll()
+	s.sampleAll(true)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if len(s.entries) != 1 {
@@ -240,69 +240,6 @@ func TestSamplesHaveTheirForm(t *testing.T) {
 		if sample == nil || string(sample.Form.Subject) != id || string(sample.Form.Usage) != sample.Time.String() {
 			t.Errorf("%s: got %+v", id, sample)
 		}
-	}
-}
-
-// Who lists gets the layers as they are after the disk has filled, and does not have them measured otherwise.
-func TestALayerThatGrowsFastIsInTheNextList(t *testing.T) {
-	s, n, c := startFake(t)
-	<-n.measured // the round at start
-	s.Container(t.Context(), c, 0)
-	s.scarceBelow = 1 // of any filesystem
-	s.CatchUp(t.Context())
-	if len(n.measured) != 0 {
-		t.Fatal("layers were measured although nothing was written")
-	}
-	before := s.Container(t.Context(), c, AnyAge).Layer
-	then := *s.measured.Load()
-	for _, filled := range []space{{then.bytes * 2, then.inodes}, {then.bytes, then.inodes / 2}} {
-		s.measured.Store(&filled)
-		s.CatchUp(t.Context())
-		after := s.Container(t.Context(), c, AnyAge).Layer
-		if len(n.measured) != 1 || after == before {
-			t.Errorf("after %+v became %+v it was measured %d times", filled, then, len(n.measured))
-		}
-		<-n.measured
-		before = after
-	}
-	s.scarceBelow = 1 << 60 // of none: whatever is written evicts nobody
-	s.measured.Store(&space{bytes: 1 << 60})
-	s.CatchUp(t.Context())
-	if len(n.measured) != 0 {
-		t.Error("layers were measured although the disk is all but empty")
-	}
-}
-
-// A disk that hangs, or is slow, holds nobody up for longer than his patience, and not everybody after him.
-func TestLayersThatTakeLongHoldUpFew(t *testing.T) {
-	s, n, c := startFake(t)
-	<-n.measured // the round at start
-	s.measuring <- struct{}{}
-	s.measured.Store(&space{bytes: 1 << 60})
-	s.scarceBelow = 1
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	s.CatchUp(ctx)
-	under := s.catchUp()
-	if under == nil || s.catchUp() != under {
-		t.Fatal("it is begun again although it is under way")
-	}
-	under.began = under.began.Add(-time.Hour)
-	s.CatchUp(t.Context()) // would hang, as nothing is measured while the token is ours
-	<-s.measuring
-	<-under.done
-	if len(n.measured) != 1 || s.Container(t.Context(), c, AnyAge).Layer == nil {
-		t.Errorf("it was measured %d times after all", len(n.measured))
-	}
-	s.measured.Store(&space{bytes: 1 << 60})
-	s.CatchUp(t.Context())
-	if len(n.measured) != 1 {
-		t.Error("a slow disk was measured again at once")
-	}
-	s.catching.restUntil = time.Now().Add(-time.Second)
-	<-s.catchUp().done
-	if len(n.measured) != 2 {
-		t.Errorf("it was measured %d times after the rest, want 2", len(n.measured))
 	}
 }
 
