@@ -2,6 +2,7 @@ package keeperd_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -90,10 +91,8 @@ func usualMounts(t *testing.T, dir string) func(*keeper.StartRequest) {
 			specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 			specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
 				Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
-		for name, at := range map[string]string{
-			"hostname": "/etc/hostname", "hosts": "/etc/hosts", "resolv.conf": "/etc/resolv.conf", "shm": "/dev/shm",
-		} {
-			r.Spec.Mounts = append(r.Spec.Mounts, private(filepath.Join(dir, name), at))
+		for _, at := range []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/dev/shm"} {
+			r.Spec.Mounts = append(r.Spec.Mounts, private(filepath.Join(dir, filepath.Base(at)), at))
 		}
 	}
 }
@@ -129,6 +128,10 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 	if err := os.WriteFile(volume+"/hosts", []byte("the volume's hosts\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	linked := filepath.Join(dir, "linked")
+	if err := errors.Join(os.Mkdir(linked, 0o755), os.Symlink("/etc", linked+"/link")); err != nil {
+		t.Fatal(err)
+	}
 	users := newUserns(t)
 	add := func(mounts ...specs.Mount) func(*testing.T, *keeper.StartRequest) {
 		return func(_ *testing.T, r *keeper.StartRequest) { r.Spec.Mounts = append(r.Spec.Mounts, mounts...) }
@@ -137,10 +140,21 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 	first := func(mounts ...specs.Mount) func(*testing.T, *keeper.StartRequest) {
 		return func(_ *testing.T, r *keeper.StartRequest) { r.Spec.Mounts = append(mounts, r.Spec.Mounts...) }
 	}
+	// replace puts mounts in the place of those at the same destination, or right after /dev.
+	replace := func(mounts ...specs.Mount) func(*testing.T, *keeper.StartRequest) {
+		return func(_ *testing.T, r *keeper.StartRequest) {
+			for _, m := range mounts {
+				r.Spec.Mounts = slices.DeleteFunc(r.Spec.Mounts, func(o specs.Mount) bool { return o.Destination == m.Destination })
+			}
+			i := slices.IndexFunc(r.Spec.Mounts, func(o specs.Mount) bool { return o.Destination == "/dev" })
+			r.Spec.Mounts = slices.Insert(r.Spec.Mounts, i+1, mounts...)
+		}
+	}
 	mode, owner := os.FileMode(0o640), uint32(1000)
 	kernel := []string{"/proc", "/sys", "/dev/mqueue", "/sys/fs/cgroup"} // only from inside the namespaces, the last a bind
 	files := []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
 	nodes := strings.Fields("/dev/null /dev/random /dev/full /dev/tty /dev/zero /dev/urandom")
+	inEtc := slices.Concat(files, nodes, []string{"/dev/shm"}) // the files' names may be links in a volume
 	for _, tc := range []struct {
 		name   string
 		change func(*testing.T, *keeper.StartRequest)
@@ -162,8 +176,8 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 			link(t, r, "/tmp", "run-link")
 			first(private(volume, "/run-link/volume"))(t, r)
 		}},
-		{name: "volume at /etc", change: first(private(volume, "/etc")), left: append([]string{"/etc"}, files...)},
-		{name: "volume at a link to /etc", left: append([]string{"/other"}, files...),
+		{name: "volume at /etc", change: first(private(volume, "/etc")), left: append(inEtc, "/etc")},
+		{name: "volume at a link to /etc", left: append(inEtc, "/other"),
 			change: func(t *testing.T, r *keeper.StartRequest) {
 				link(t, r, "etc", "other")
 				first(private(volume, "/other"))(t, r)
@@ -185,6 +199,19 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 				{Path: "/dev/null", Type: "c", Major: 1, Minor: 3, FileMode: &mode},
 			}
 		}, left: []string{"/elsewhere/null"}},
+		{name: "device above a volume", left: []string{"/dev/above", "/dev/above/volume"},
+			change: func(t *testing.T, r *keeper.StartRequest) {
+				add(private(volume, "/dev/above/volume"))(t, r)
+				r.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/above", Type: "c", Major: 1, Minor: 3}}
+			}},
+		{name: "file at /dev/shm", left: []string{"/dev/shm"}, change: replace(private(volume+"/hosts", "/dev/shm"))},
+		{name: "volume below /dev/shm before it", left: []string{"/link", "/dev/shm"},
+			change: func(t *testing.T, r *keeper.StartRequest) {
+				link(t, r, "dev/shm/volume", "link")
+				replace(private(volume, "/link"))(t, r)
+			}},
+		{name: "volume by a link in a volume", plain: true,
+			change: first(private(linked, "/volume"), private(volume, "/volume/link"))},
 		{name: "device in a volume", left: []string{"/dev/volume", "/dev/volume/null"},
 			change: func(t *testing.T, r *keeper.StartRequest) {
 				add(private(volume, "/dev/volume"))(t, r)

@@ -30,8 +30,8 @@ type taker struct {
 	// dev says that /dev is a tmpfs which was mounted here.
 	dev bool
 	// left are the places of the mounts that are left to libcontainer, with links resolved, and come before those that are
-	// not looked at yet.
-	left []string
+	// not looked at yet; volumes are those of them in which a link may be that leads elsewhere.
+	left, volumes []string
 }
 
 // Take mounts at the root filesystem of config what it can of config's mounts and devices, and takes that out of config.
@@ -49,7 +49,11 @@ func Take(config *configs.Config) {
 			continue
 		}
 		mounts = append(mounts, m)
-		t.left = append(t.left, t.place(m.Destination))
+		place := t.place(m.Destination)
+		t.left = append(t.left, place)
+		if !slices.Contains([]string{"proc", "sysfs", "tmpfs"}, m.Device) {
+			t.volumes = append(t.volumes, place)
+		}
 	}
 	config.Mounts = mounts
 	if t.dev {
@@ -64,20 +68,30 @@ func ordinary(config *configs.Config) bool {
 }
 
 // reaches tells whether what is mounted at destination now is what is there at the end: no mount before it is left to
-// libcontainer at or above the same place.
+// libcontainer at, above or below the same place.
 func (t *taker) reaches(destination string) bool {
-	return t.straight(destination) && !slices.ContainsFunc(t.left, func(above string) bool {
-		return destination == above || strings.HasPrefix(destination, strings.TrimSuffix(above, "/")+"/")
+	return t.straight(destination) && !slices.ContainsFunc(t.left, func(left string) bool {
+		return destination == left || below(destination, left) || below(left, destination)
 	})
 }
 
-// place returns where something with that destination is mounted; the root when nobody knows.
+// below tells whether one clean absolute path is below another.
+func below(path, above string) bool {
+	return path != above && strings.HasPrefix(path, strings.TrimSuffix(above, "/")+"/")
+}
+
+// place returns where something with that destination is mounted; the root when nobody knows, as in a volume that is not
+// mounted yet: it may have a link there that leads anywhere.
 func (t *taker) place(destination string) string {
 	path, err := securejoin.SecureJoin(t.root, destination)
 	if err != nil {
 		return "/"
 	}
-	return filepath.Join("/", strings.TrimPrefix(path, t.root))
+	place := filepath.Join("/", strings.TrimPrefix(path, t.root))
+	if slices.ContainsFunc(t.volumes, func(volume string) bool { return below(place, volume) }) {
+		return "/"
+	}
+	return place
 }
 
 // straight tells whether a clean absolute path has no link in the root filesystem.
@@ -125,13 +139,16 @@ func (t *taker) take(m *configs.Mount) bool {
 	return false
 }
 
-// makeDev mounts the tmpfs, with the directories in it that are mounted at: libcontainer takes longer to make one.
+// makeDev mounts the tmpfs, with the directories in it for file systems of the kernel: libcontainer takes longer to make
+// one. A bind mount may need a file there.
 func (t *taker) makeDev(m *configs.Mount) bool {
 	if len(m.PropagationFlags) != 0 || !t.mount(m, unix.S_IFDIR) {
 		return false
 	}
-	for _, dir := range []string{"/dev/pts", "/dev/shm", "/dev/mqueue"} {
-		if slices.ContainsFunc(t.config.Mounts, func(m *configs.Mount) bool { return m.Destination == dir }) {
+	for _, dir := range []string{"/dev/pts", "/dev/mqueue"} {
+		if slices.ContainsFunc(t.config.Mounts, func(m *configs.Mount) bool {
+			return m.Destination == dir && m.Device != "bind"
+		}) {
 			_ = unix.Mkdir(t.root+dir, 0o755) // who mounts there would make it
 		}
 	}
@@ -141,7 +158,8 @@ func (t *taker) makeDev(m *configs.Mount) bool {
 // bind binds a file or a directory of the same type, and tells whether it did.
 func (t *taker) bind(m *configs.Mount, mode uint32) bool {
 	const known = unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY
-	private := len(m.PropagationFlags) == 1 && m.PropagationFlags[0]&^unix.MS_REC == unix.MS_PRIVATE
+	// Recursively: else to unmount it again could unmount, on the host, what is mounted in the source.
+	private := slices.Equal(m.PropagationFlags, []int{unix.MS_PRIVATE | unix.MS_REC})
 	if m.Flags&^known != 0 || m.ClearedFlags != 0 || m.Data != "" || !private {
 		return false
 	}

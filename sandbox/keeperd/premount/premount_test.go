@@ -103,6 +103,7 @@ func TestWhatIsOutOfTheOrdinaryIsLeft(t *testing.T) {
 		"mapped owners":    func(c *configs.Config) { c.Mounts[1].IDMapping = &configs.MountIDMapping{} },
 		"recursive option": func(c *configs.Config) { c.Mounts[1].RecAttr = &unix.MountAttr{} },
 		"shared file":      func(c *configs.Config) { c.Mounts[1].PropagationFlags = []int{unix.MS_SHARED} },
+		"private top":      func(c *configs.Config) { c.Mounts[1].PropagationFlags = []int{unix.MS_PRIVATE} },
 		"cleared option":   func(c *configs.Config) { c.Mounts[1].ClearedFlags = unix.MS_NOSUID },
 		"a directory":      func(c *configs.Config) { c.Mounts[1].Source = "/" },
 	} {
@@ -115,7 +116,8 @@ func TestWhatIsOutOfTheOrdinaryIsLeft(t *testing.T) {
 			config := &configs.Config{
 				Rootfs: root, Namespaces: configs.Namespaces{{Type: configs.NEWNS}}, Mounts: []*configs.Mount{
 					{Device: "tmpfs", Source: "tmpfs", Destination: "/dev"},
-					{Device: "bind", Source: hosts, Destination: "/etc/hosts", Flags: unix.MS_BIND, PropagationFlags: []int{unix.MS_PRIVATE}},
+					{Device: "bind", Source: hosts, Destination: "/etc/hosts", Flags: unix.MS_BIND,
+						PropagationFlags: []int{unix.MS_PRIVATE | unix.MS_REC}},
 				},
 			}
 			change(config)
