@@ -198,7 +198,7 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 				{Path: "/elsewhere/null", Type: "c", Major: 1, Minor: 3},
 				{Path: "/dev/null", Type: "c", Major: 1, Minor: 3, FileMode: &mode},
 			}
-		}, left: []string{"/elsewhere/null"}},
+		}, left: []string{"/elsewhere/null", "/dev/shm/in"}},
 		{name: "device above a volume", left: []string{"/dev/above", "/dev/above/volume"},
 			change: func(t *testing.T, r *keeper.StartRequest) {
 				add(private(volume, "/dev/above/volume"))(t, r)

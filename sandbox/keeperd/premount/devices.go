@@ -10,7 +10,8 @@ import (
 )
 
 // makeDevices makes the nodes of the configuration in /dev, where there is no file yet, and returns those that are left
-// for libcontainer: elsewhere, of another kind, or refused.
+// for libcontainer: elsewhere, of another kind, or refused. So are those in /dev/shm: other containers of the pod, or all
+// users of the host, change it meanwhile, and a link of theirs would lead out of the root filesystem.
 func (t *taker) makeDevices() (left []*config.Device) {
 	old := unix.Umask(0) // of this thread: modes are as they are given
 	defer unix.Umask(old)
@@ -25,7 +26,7 @@ func (t *taker) makeDevices() (left []*config.Device) {
 func (t *taker) makeDevice(d *config.Device) bool {
 	kind := map[config.Type]uint32{config.BlockDevice: unix.S_IFBLK, config.CharDevice: unix.S_IFCHR}[d.Type]
 	if kind == 0 || !strings.HasPrefix(d.Path, "/dev/") || filepath.Clean(d.Path) != d.Path || d.Path == "/dev/ptmx" ||
-		!t.reaches(d.Path) {
+		below(d.Path, "/dev/shm") || !t.reaches(d.Path) {
 		return false
 	}
 	number, err := d.Mkdev()
