@@ -10,6 +10,7 @@ import (
 	_ "github.com/gantry-cri/gantry/sandbox/keeperd/podinit" // the init of shared PID namespaces, in C
 	"github.com/gantry-cri/gantry/sandbox/keeperd/profiles"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/stage"
+	_ "github.com/gantry-cri/gantry/sandbox/keeperd/sysmon" // the runtime's watchman, in every process of the binary
 )
 
 // Init becomes the init of a container, or a compiler of a seccomp filter, if the process was executed for that, and then
