@@ -1,6 +1,7 @@
 package keeperd_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,8 +11,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 )
@@ -132,6 +135,17 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 	if err := errors.Join(os.Mkdir(linked, 0o755), os.Symlink("/etc", linked+"/link")); err != nil {
 		t.Fatal(err)
 	}
+	flagged := filepath.Join(dir, "flagged")
+	if err := os.Mkdir(flagged, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("flagged", flagged, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOATIME, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(flagged, 0) })
+	if err := os.WriteFile(flagged+"/hosts", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	users := newUserns(t)
 	add := func(mounts ...specs.Mount) func(*testing.T, *keeper.StartRequest) {
 		return func(_ *testing.T, r *keeper.StartRequest) { r.Spec.Mounts = append(r.Spec.Mounts, mounts...) }
@@ -204,6 +218,7 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 				add(private(volume, "/dev/above/volume"))(t, r)
 				r.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/above", Type: "c", Major: 1, Minor: 3}}
 			}},
+		{name: "options of the source", change: replace(private(flagged, "/dev/shm"), private(flagged+"/hosts", "/etc/hosts", "ro"))},
 		{name: "file at /dev/shm", left: []string{"/dev/shm"}, change: replace(private(volume+"/hosts", "/dev/shm"))},
 		{name: "volume below /dev/shm before it", left: []string{"/link", "/dev/shm"},
 			change: func(t *testing.T, r *keeper.StartRequest) {
@@ -253,5 +268,40 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 				t.Errorf("libcontainer was left %q, expected %q", left, want)
 			}
 		})
+	}
+}
+
+// TestAVolumeThatIsDeadHoldsNoStart has a volume at one of the sandbox's files, on a file system that never answers. The
+// start that is given up has to end: the keeper cannot be killed as init is.
+func TestAVolumeThatIsDeadHoldsNoStart(t *testing.T) {
+	for _, at := range []string{"/etc/hosts", "/dev/shm"} {
+		n := newOpenNode(t)
+		dead := filepath.Join(n.dir, "dead")
+		if err := os.Mkdir(dead, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		server, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Skipf("no FUSE: %v", err)
+		}
+		err = unix.Mount("dead", dead, "fuse", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0", server))
+		t.Cleanup(func() { // who waits for it goes on
+			_ = unix.Close(server)
+			_ = unix.Unmount(dead, unix.MNT_DETACH)
+		})
+		if err != nil {
+			t.Skipf("no FUSE: %v", err)
+		}
+		c := n.container(func(r *keeper.StartRequest) {
+			r.Spec.Mounts = slices.DeleteFunc(r.Spec.Mounts, func(m specs.Mount) bool { return m.Destination == at })
+			r.Spec.Mounts = append(r.Spec.Mounts, private(dead+"/volume", at))
+		}, "true")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		_, _, err = n.client.Start(ctx, c.StartRequest)
+		cancel()
+		if err == nil {
+			t.Errorf("%s: the container was started", at)
+		}
+		c.delete()
 	}
 }

@@ -1,4 +1,4 @@
-// Package premount mounts for a container, with a call or two each, what libcontainer's init would mount with some hundred
+// Package premount mounts for a container, with a few calls each, what libcontainer's init would mount with some hundred
 // of them: /dev with what is in it, the sandbox's files in /etc, and on cgroup v1 the tree of /sys/fs/cgroup. Init checks
 // each step against a root filesystem that somebody changes meanwhile. The keeper mounts before any process of the
 // container, in a mount namespace that only its thread has, on a root filesystem that nothing runs in.
@@ -30,8 +30,10 @@ type taker struct {
 	// dev says that /dev is a tmpfs which was mounted here.
 	dev bool
 	// left are the places of the mounts that are left to libcontainer, with links resolved, and come before those that are
-	// not looked at yet; volumes are those of them in which a link may be that leads elsewhere.
-	left, volumes []string
+	// not looked at yet.
+	left []string
+	// volumes are the places of the mounts that nobody is to look into: they are not mounted yet, or others change them.
+	volumes []string
 }
 
 // Take mounts at the root filesystem of config what it can of config's mounts and devices, and takes that out of config.
@@ -80,18 +82,23 @@ func below(path, above string) bool {
 	return path != above && strings.HasPrefix(path, strings.TrimSuffix(above, "/")+"/")
 }
 
-// place returns where something with that destination is mounted; the root when nobody knows, as in a volume that is not
-// mounted yet: it may have a link there that leads anywhere.
+// place returns where something with that destination is mounted; the root when nobody knows, as in a volume: it may have
+// a link there that leads anywhere.
 func (t *taker) place(destination string) string {
-	path, err := securejoin.SecureJoin(t.root, destination)
-	if err != nil {
+	destination = filepath.Clean(destination)
+	if t.inVolume(destination) {
 		return "/"
 	}
+	path, err := securejoin.SecureJoin(t.root, destination)
 	place := filepath.Join("/", strings.TrimPrefix(path, t.root))
-	if slices.ContainsFunc(t.volumes, func(volume string) bool { return below(place, volume) }) {
+	if err != nil || t.inVolume(place) {
 		return "/"
 	}
 	return place
+}
+
+func (t *taker) inVolume(path string) bool {
+	return slices.ContainsFunc(t.volumes, func(volume string) bool { return below(path, volume) })
 }
 
 // straight tells whether a clean absolute path has no link in the root filesystem.
@@ -132,7 +139,11 @@ func (t *taker) take(m *configs.Mount) bool {
 	case m.Destination == "/dev/pts" && m.Device == "devpts":
 		return t.dev && len(m.PropagationFlags) == 0 && t.mount(m, unix.S_IFDIR)
 	case m.Destination == "/dev/shm" && m.Device == "bind":
-		return t.dev && t.bind(m, unix.S_IFDIR)
+		if !t.dev || !t.bind(m, unix.S_IFDIR) {
+			return false
+		}
+		t.volumes = append(t.volumes, m.Destination)
+		return true
 	case slices.Contains(files, m.Destination) && m.Device == "bind":
 		return t.bind(m, unix.S_IFREG)
 	}
@@ -155,44 +166,16 @@ func (t *taker) makeDev(m *configs.Mount) bool {
 	return true
 }
 
-// bind binds a file or a directory of the same type, and tells whether it did.
-func (t *taker) bind(m *configs.Mount, mode uint32) bool {
-	const known = unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY
-	// Recursively: else to unmount it again could unmount, on the host, what is mounted in the source.
-	private := slices.Equal(m.PropagationFlags, []int{unix.MS_PRIVATE | unix.MS_REC})
-	if m.Flags&^known != 0 || m.ClearedFlags != 0 || m.Data != "" || !private {
-		return false
-	}
-	if source, err := lstat(m.Source); err != nil || source != mode {
-		return false
-	}
-	bind := *m
-	bind.Flags &^= unix.MS_RDONLY
-	if !t.mount(&bind, mode) {
-		return false
-	}
-	target := t.root + m.Destination
-	err := unix.Mount("", target, "", uintptr(m.PropagationFlags[0]), "")
-	if err == nil && m.Flags&unix.MS_RDONLY != 0 {
-		err = unix.Mount("", target, "", uintptr(m.Flags|unix.MS_REMOUNT), "")
-	}
-	if err != nil {
-		_ = unix.Unmount(target, unix.MNT_DETACH)
-	}
-	return err == nil
-}
-
-// mount mounts at a place of the type mode, which is made if it is missing.
+// mount mounts at a place of the type mode.
 func (t *taker) mount(m *configs.Mount, mode uint32) bool {
 	target := t.root + m.Destination
-	if is, err := lstat(target); err == unix.ENOENT {
-		if !makePlace(target, mode) {
-			return false
-		}
-	} else if err != nil || is != mode {
-		return false
-	}
-	return unix.Mount(m.Source, target, m.Device, uintptr(m.Flags), m.Data) == nil
+	return offer(target, mode) && unix.Mount(m.Source, target, m.Device, uintptr(m.Flags), m.Data) == nil
+}
+
+// offer tells whether target is of the type mode, and makes it if it is missing.
+func offer(target string, mode uint32) bool {
+	is, err := lstat(target)
+	return err == nil && is == mode || err == unix.ENOENT && makePlace(target, mode)
 }
 
 // makePlace makes what is mounted at, as libcontainer does.
