@@ -98,6 +98,41 @@ func TestBell(t *testing.T) {
 	}
 }
 
+// TestBellWithAThread: Go's poller does not take an epoll instance that waits for others which wait for others, as deep as
+// the kernel allows.
+func TestBellWithAThread(t *testing.T) {
+	create := func() int {
+		fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		return fd
+	}
+	wait := func(outer, inner int) error {
+		return unix.EpollCtl(outer, unix.EPOLL_CTL_ADD, inner, &unix.EpollEvent{Events: unix.EPOLLIN})
+	}
+	top := create()
+	for wait(create(), top) == nil { // the kernel looks from there to the bottom, and a poller of ours is as Go's
+		next := create()
+		if err := wait(next, top); err != nil {
+			t.Fatal(err)
+		}
+		top = next
+	}
+	fd, err := unix.FcntlInt(uintptr(top), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &bell{fd: fd, wake: map[int32]chan<- struct{}{}} // the test's process keeps it, as a keeper does
+	f := newBellFIFO(t, b)
+	go b.run()
+	for range 100 {
+		f.write(t)
+		f.rings(t, "for a write")
+	}
+}
+
 // TestPumpWithoutABell: what cannot be waited for is looked at.
 func TestPumpWithoutABell(t *testing.T) {
 	dir := t.TempDir()

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/cgroups"
+	"golang.org/x/sys/unix"
 )
 
 func TestPIDsAreUnlimitedUnlessLimited(t *testing.T) {
@@ -90,5 +91,50 @@ func TestACgroupIsFrozenAndThawed(t *testing.T) {
 	thaw(dir)
 	if err := thawed(dir); err != nil {
 		t.Error(err)
+	}
+}
+
+// Most cgroups have none below them: that is told by the links, and the files of a cgroup are many to list.
+func TestOnlyACgroupWithOthersBelowItIsListed(t *testing.T) {
+	dir := fmt.Sprintf("/sys/fs/cgroup/freezer/gantry-below-%d", os.Getpid())
+	if cgroups.IsCgroup2UnifiedMode() {
+		dir = fmt.Sprintf("/sys/fs/cgroup/gantry-below-%d", os.Getpid())
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := removeDirs(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	watch, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(watch)
+	if _, err := unix.InotifyAddWatch(watch, dir, unix.IN_ACCESS|unix.IN_ONLYDIR); err != nil {
+		t.Fatal(err)
+	}
+	listed := func() bool {
+		n, err := unix.Read(watch, make([]byte, 4096))
+		if err != nil && err != unix.EAGAIN {
+			t.Fatal(err)
+		}
+		return n > 0
+	}
+	g := cgroup{paths: map[string]string{"": dir}}
+	if err := removeBelow(g); err != nil || listed() {
+		t.Errorf("without another below it: %v, and its files were listed", err)
+	}
+	below := filepath.Join(dir, "exec", "inner")
+	if err := os.MkdirAll(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := removeBelow(g); err != nil || !listed() {
+		t.Errorf("with another below it: %v, or its files were not listed", err)
+	}
+	if _, err := os.Stat(filepath.Dir(below)); !os.IsNotExist(err) {
+		t.Errorf("what was below is there: %v", err)
 	}
 }

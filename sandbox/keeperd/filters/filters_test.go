@@ -40,6 +40,11 @@ func export(variant string) error {
 	if variant == "action" {
 		action = libseccomp.ActErrno.SetReturnCode(2)
 	}
+	if variant == "second" {
+		if err := first(action); err != nil {
+			return err
+		}
+	}
 	f, err := libseccomp.NewFilter(action)
 	if err != nil {
 		return err
@@ -85,6 +90,15 @@ func export(variant string) error {
 		}
 	}
 	return f.ExportBPF(os.Stdout)
+}
+
+// first begins a filter and leaves it.
+func first(action libseccomp.ScmpAction) error {
+	f, err := libseccomp.NewFilter(action)
+	if err != nil {
+		return err
+	}
+	return f.AddRule(0, libseccomp.ActAllow)
 }
 
 // command does not wait for the race detector's goroutines at its end, as it would for a second.
@@ -185,6 +199,25 @@ func TestUnknownCallsMakeAFilterOfTheirOwn(t *testing.T) {
 		if err := command("record", v).Run(); err == nil {
 			t.Errorf("%s was recorded", v)
 		}
+	}
+}
+
+// A filter whose rules were only answered is not there any more when a second one is begun: it would allow too little, or
+// too much.
+func TestASecondFilterEndsAProcessThatOwesTheFirst(t *testing.T) {
+	run(t, "init", "second") // without a cache nothing is owed
+	c, err := Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	run(t, "init", "second")
+	if err := c.Add(run(t, "record", "")); err != nil {
+		t.Fatal(err)
+	}
+	out, err := command("init", "second").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "SIGABRT") {
+		t.Errorf("got %v, %q", err, out)
 	}
 }
 
