@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/cgroups"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -45,14 +46,14 @@ func mountLines(out string) string {
 }
 
 // mounted starts the probe in a container and returns what it finds, without what differs each time, and the destinations
-// of the mounts and devices that were left to libcontainer.
+// of the mounts and devices that were left to libcontainer, with "cgroup" if it makes that tree.
 func (n *node) mounted(change func(*keeper.StartRequest)) (found string, left []string) {
 	n.t.Helper()
 	c := n.run(change, "sh", "-c", mountProbe+"sleep 1000")
 	c.eventually("the probe has looked", func() bool { return strings.HasSuffix(c.output("stdout"), "end\n") })
 	var state struct {
 		Config struct {
-			Mounts  []struct{ Destination string }
+			Mounts  []struct{ Destination, Device string }
 			Devices []struct{ Path string }
 		}
 	}
@@ -65,6 +66,9 @@ func (n *node) mounted(change func(*keeper.StartRequest)) (found string, left []
 	}
 	for _, m := range state.Config.Mounts {
 		left = append(left, m.Destination)
+		if m.Device == "cgroup" {
+			left = append(left, m.Device) // its tree, too
+		}
 	}
 	for _, d := range state.Config.Devices {
 		left = append(left, d.Path)
@@ -91,12 +95,12 @@ func usualMounts(t *testing.T, dir string) func(*keeper.StartRequest) {
 		r.Spec.Mounts = slices.DeleteFunc(r.Spec.Mounts, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
 		r.Spec.Mounts = append(r.Spec.Mounts,
 			specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
-			specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-			specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
-				Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
+			specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}})
 		for _, at := range []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/dev/shm"} {
 			r.Spec.Mounts = append(r.Spec.Mounts, private(filepath.Join(dir, filepath.Base(at)), at))
 		}
+		r.Spec.Mounts = append(r.Spec.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
+			Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}})
 	}
 }
 
@@ -166,9 +170,13 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 	}
 	mode, owner := os.FileMode(0o640), uint32(1000)
 	kernel := []string{"/proc", "/sys", "/dev/mqueue", "/sys/fs/cgroup"} // only from inside the namespaces, the last a bind
+	tree := "cgroup"
+	if cgroups.IsCgroup2UnifiedMode() {
+		kernel, tree = append(kernel, tree), ""
+	}
 	files := []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
 	nodes := strings.Fields("/dev/null /dev/random /dev/full /dev/tty /dev/zero /dev/urandom")
-	inEtc := slices.Concat(files, nodes, []string{"/dev/shm"}) // the files' names may be links in a volume
+	inEtc := slices.Clip(slices.Concat(files, nodes, []string{"/dev/shm"})) // the files' names may be links in a volume
 	for _, tc := range []struct {
 		name   string
 		change func(*testing.T, *keeper.StartRequest)
@@ -225,7 +233,7 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 				link(t, r, "dev/shm/volume", "link")
 				replace(private(volume, "/link"))(t, r)
 			}},
-		{name: "volume by a link in a volume", plain: true,
+		{name: "volume by a link in a volume", left: append(inEtc, "/volume", "/volume/link", "/dev", "/dev/pts"),
 			change: first(private(linked, "/volume"), private(volume, "/volume/link"))},
 		{name: "device in a volume", left: []string{"/dev/volume", "/dev/volume/null"},
 			change: func(t *testing.T, r *keeper.StartRequest) {
@@ -239,7 +247,8 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 			r.Spec.Linux.RootfsPropagation = "rshared"
 		}},
 		{name: "user namespace", plain: true, change: func(_ *testing.T, r *keeper.StartRequest) { mapped(users)(r) }},
-		{name: "own cgroup namespace", change: func(_ *testing.T, r *keeper.StartRequest) {
+		{name: "the host's /sys", change: replace(private("/sys", "/sys")), left: nodes},
+		{name: "own cgroup namespace", left: strings.Fields(tree), change: func(_ *testing.T, r *keeper.StartRequest) {
 			r.Spec.Linux.Namespaces = append(r.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 		}},
 	} {
