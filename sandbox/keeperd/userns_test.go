@@ -146,7 +146,7 @@ func TestOverlayVolumeWithMappedOwners(t *testing.T) {
 		t.Errorf("status %+v, stdout %q, stderr %q", s, c.output("stdout"), c.output("stderr"))
 	}
 	c.delete()
-	if left, _ := filepath.Glob(filepath.Join(n.dir, "keeper/rootfs/*")); len(left) > 0 {
+	if left, _ := filepath.Glob(filepath.Join(n.dir, "keeper/rootfs/[^.]*")); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }
