@@ -114,8 +114,8 @@ func checkPidfd(works bool, release string) finding {
 		return fail("pidfd", "the kernel %s has no pidfd_open (5.3), by which the keeper waits for processes", release)
 	}
 	if !atLeast(release, 6, 15) {
-		return warn("pidfd", "the kernel %s is older than 6.15: the exit code of a container that dies while the keeper "+
-			"is dead too is lost, and told as 255", release)
+		return warn("pidfd", "the kernel %s is older than 6.15: when the keeper was killed, the exit codes of the containers "+
+			"that it had are lost, and told as 255", release)
 	}
 	return ok("pidfd", "with exit codes")
 }

@@ -31,6 +31,24 @@ func (n *node) respawn(containers ...*container) {
 	}
 }
 
+// wantInherited checks the exit code of a container whose keeper was killed. Before 6.15 the kernel tells it only to the
+// parent, which is process 1 by then: it may be lost.
+func (c *container) wantInherited(code int32) {
+	c.t.Helper()
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		c.t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(name.Release[:]), "%d.%d", &major, &minor); err != nil {
+		c.t.Fatal(err)
+	}
+	lossy := major < 6 || major == 6 && minor < 15
+	if s := c.wait(); s.ExitCode != code && !(lossy && s.ExitCode == 255) {
+		c.t.Errorf("status %+v, expected exit code %d", s, code)
+	}
+}
+
 func TestNoLineIsLostInCrashes(t *testing.T) {
 	n := newNode(t)
 	const lines = 60000
@@ -43,9 +61,7 @@ func TestNoLineIsLostInCrashes(t *testing.T) {
 		crashes++
 		time.Sleep(60 * time.Millisecond)
 	}
-	if s := c.wait(); s.ExitCode != 11 {
-		t.Errorf("status %+v", s)
-	}
+	c.wantInherited(11)
 	// A crash between write and discard writes a batch twice: so every line is there, in order of its first time.
 	next, twice := 1, 0
 	for _, line := range strings.Split(strings.TrimSpace(c.output("stdout")), "\n") {
@@ -84,9 +100,7 @@ func TestAdoptedContainerIsWhole(t *testing.T) {
 	if err := n.client.Kill(deadline(t), keeper.KillRequest{ID: c.ID, Signal: int(unix.SIGTERM)}); err != nil {
 		t.Fatal(err)
 	}
-	if s := c.wait(); s.ExitCode != 12 {
-		t.Errorf("status %+v", s)
-	}
+	c.wantInherited(12)
 	if got := c.output("stdout"); got != "up\nbye\n" {
 		t.Errorf("output %q", got)
 	}
@@ -125,9 +139,7 @@ func TestDeathWithoutAKeeper(t *testing.T) {
 	if err := n.client.Adopt(deadline(t), kept.ID, kept.proc); err != nil {
 		t.Fatal(err)
 	}
-	if s := kept.wait(); s.ExitCode != 13 {
-		t.Errorf("status %+v", s)
-	}
+	kept.wantInherited(13)
 	if got := kept.output("stdout"); got != "last words\nno newline" {
 		t.Errorf("output %q", got)
 	}
@@ -154,9 +166,7 @@ func TestTerminalSurvivesACrash(t *testing.T) {
 	n.crash()
 	n.respawn(c)
 	_, _ = c.proc.Master.WriteString("y\n")
-	if s := c.wait(); s.ExitCode != 0 {
-		t.Errorf("status %+v", s)
-	}
+	c.wantInherited(0)
 	if got := c.output("stdout"); !strings.Contains(got, "second y") {
 		t.Errorf("output %q", got)
 	}

@@ -276,7 +276,10 @@ func TestUpdateChangesLimitsOrNothing(t *testing.T) {
 	if got := read(); got != fmt.Sprint(limit) {
 		t.Errorf("limit is %s", got)
 	}
-	less := int64(4096) // less than is used: refused, on v1 by the kernel
+	less := int64(4096) // less than is used: refused by the kernel
+	if cgroups.IsCgroup2UnifiedMode() {
+		less = 32 << 20 // which would kill for it on v2, and refuses only the processors
+	}
 	bad := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &less, Swap: &less}, CPU: &specs.LinuxCPU{Cpus: "4095"}}
 	if err := c.client.Update(deadline(t), keeper.UpdateRequest{ID: c.ID, Resources: bad}); err == nil {
 		t.Error("no error")
