@@ -75,6 +75,8 @@ func (n *node) mounted(change func(*keeper.StartRequest)) (found string, left []
 	}
 	c.delete()
 	found = strings.NewReplacer(c.ID, "ID", n.dir, "DIR").Replace(c.output("stdout"))
+	// From inside, a file of the host has its path on the file system that it is on, which may be mounted below the root.
+	found = regexp.MustCompile(`\S*/keeper/c/`).ReplaceAllString(found, "DIR/keeper/c/")
 	lines := strings.Split(mountLines(found), "\n")
 	slices.Sort(lines)
 	return strings.Join(lines, "\n"), left
