@@ -180,7 +180,7 @@ ablation: build tools ## measure what each technique brings by taking it away (n
 	go build -o .work/bin/gantry-bench ./test/bench
 	hack/ablate.sh $(ARGS)
 
-vm-test: build tools ## test a node with systemd, cgroup v2 and AppArmor in an emulated machine (needs root, takes about an hour)
+vm-test: build tools .work/bin/kubelet ## test a node with systemd, cgroup v2 and AppArmor in an emulated machine (needs root, takes about two hours)
 	@hack/deps.sh vm
 	go run ./hack/vm $(ARGS)
 

@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 release=trixie
 root=$dir/root
 packages=systemd,systemd-sysv,dbus,udev,kmod,iproute2,iptables,nftables,conntrack,apparmor,libpam-systemd,sudo
-packages+=,e2fsprogs,xfsprogs,ca-certificates,busybox,util-linux,procps,uidmap
+packages+=,e2fsprogs,xfsprogs,ca-certificates,busybox,util-linux,procps,uidmap,criu
 
 rm -rf "$root" "$dir"/*.tmp
 debootstrap --variant=minbase --include=$packages $release "$root" ${DEBIAN_MIRROR:-}

@@ -52,7 +52,7 @@ func payloadCommands(tree, disk string) [][]string {
 		{"mkdir", filepath.Join(tree, ".work")},
 		{"cp", "-r", "bin", "hack/vm/guest", "packaging", tree},
 		{"cp", "-r", ".work/bin", ".work/critest", filepath.Join(tree, ".work")},
-		{"rm", "-rf", filepath.Join(tree, ".work/critest/src")},
+		{"rm", "-rf", filepath.Join(tree, ".work/critest/src"), filepath.Join(tree, ".work/bin/criu")}, // the guest has its own
 		build("bin/agent", "./hack/vm/agent"),
 		build("bin/critest", "./hack/critest"),
 		tests("test/vm/vm.test", "./test/vm"),

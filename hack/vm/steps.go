@@ -21,20 +21,23 @@ var steps = []step{
 	{name: "install", essential: true, run: script(5*time.Minute, "sh /payload/guest/install.sh")},
 	{name: "node", run: script(20*time.Minute, guestTests("^TestNode"))},
 	{name: "reboot", run: reboot},
+	{name: "kubelet", run: script(60*time.Minute, guestTests("^TestKubelet"))},
 	{name: "keeper", run: script(40*time.Minute, keeperTests)},
-	{name: "e2e", run: script(40*time.Minute, endToEnd)},
+	{name: "e2e", run: script(100*time.Minute, endToEnd)},
 	{name: "critest", run: script(60*time.Minute, "sh /payload/guest/critest.sh")},
 }
 
 // keeperTests are the keeper's own, which on a machine of cgroup v1 see no controllers of v2: see hack/unified.sh.
 const keeperTests = "cd /payload/test/keeperd && GANTRY_TEST_KEEPER=$PWD/gantry-keeper ./keeperd.test -test.v -test.timeout 40m"
 
-// endToEnd runs those of the end-to-end tests for which cgroup v2 makes a difference: by a daemon of their own with the
-// cgroupfs driver, in cgroups of their own beside systemd's.
+// endToEnd runs those of the end-to-end tests for which cgroup v2 or another kernel makes a difference: by a daemon of their
+// own with the cgroupfs driver, in cgroups of their own beside systemd's.
 // Without swap, which makes a container that is to run out of memory take minutes.
-const endToEnd = "swapoff -a; cd /payload/test/e2e && GANTRY_TEST_IMAGES=/payload/registry ./e2e.test -test.v -test.timeout 40m -test.run '" +
+const endToEnd = "swapoff -a; cd /payload/test/e2e && GANTRY_TEST_IMAGES=/payload/registry ./e2e.test -test.v -test.timeout 100m -test.run '" +
 	"^Test(Limits|OOM|Update|AnInvalidUpdate|Hugepage|OnTheUnified|Stats|UserNamespace|TwoMappings|Privileged|Small" +
-	"|Shared|OwnPID|HostAndTarget|EveryCombination|ContainerCannotLeave|MaskedAndReadonly|Seccomp|Sysctl)'"
+	"|Shared|OwnPID|HostAndTarget|EveryCombination|ContainerCannotLeave|MaskedAndReadonly|Seccomp|Sysctl" +
+	"|Devices|CDI|RecursiveReadOnly|Mount|OrderOfMounts|ImageVolume|DeclaredVolumes|Hostname|Process|UserGroup|Capabilities" +
+	"|Ambient|ReadonlyRootfs|NoNewPrivileges|Terminal|Checkpoint|Restore|StopDuringCheckpoint)'"
 
 func stepNames() []string {
 	var names []string

@@ -137,3 +137,53 @@ func TestNodeLeavesNoUnits(t *testing.T) {
 		return strings.HasPrefix(units, "gantry-keeper-") && !strings.Contains(units, "\n")
 	})
 }
+
+// The init of a shared PID namespace has a scope of its own, which the keeper makes without libcontainer's containers.
+func TestNodeSharesProcesses(t *testing.T) {
+	p := runPod(t, func(c *runtime.PodSandboxConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD
+	})
+	shared := func(c *runtime.ContainerConfig) {
+		c.Linux.SecurityContext.NamespaceOptions.Pid = runtime.NamespaceMode_POD
+	}
+	p.start(t, "exec sleep 4812", named("other"), shared)
+	c := p.start(t, ticking, shared)
+	if out := c.exec(t, "ps"); !strings.Contains(out, "sleep 4812") {
+		t.Errorf("the container does not see the other one's process: %s", out)
+	}
+	unit := "gantry-" + p.id + ".scope"
+	wantEqual(t, "state of the init's unit", command(t, "systemctl", "is-active", unit), "active")
+	init := command(t, "cat", filepath.Join(cgroupRoot, p.slice, unit, "cgroup.procs"))
+	keeper := pidOf(t, "gantry-keeper")
+	if err := syscall.Kill(keeper, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the daemon starts a keeper", func() bool { return pidOf(t, "gantry-keeper") != keeper })
+	eventually(t, "the new keeper serves", func() bool {
+		_, err := installed.Runtime.ExecSync(timeout(t), &runtime.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"true"}})
+		return err == nil
+	})
+	c.wantNoGap(t)
+	wantEqual(t, "init", command(t, "cat", filepath.Join(cgroupRoot, p.slice, unit, "cgroup.procs")), init)
+	if _, err := installed.Runtime.StopPodSandbox(timeout(t), &runtime.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+		t.Fatal(err)
+	}
+	wantEqual(t, "units of the pod", command(t, "systemctl", "list-units", "--all", "--plain", "--no-legend", unit, "gantry-"+c.id+".scope"), "")
+}
+
+// An exec that takes too long is killed with all that it started, and no more than that.
+func TestNodeKillsExecsThatTakeTooLong(t *testing.T) {
+	c := runPod(t).start(t, ticking)
+	_, err := installed.Runtime.ExecSync(timeout(t), &runtime.ExecSyncRequest{
+		ContainerId: c.id, Cmd: []string{"sh", "-c", "sleep 4813 & sleep 4813"}, Timeout: 3,
+	})
+	if err == nil {
+		t.Error("the exec did not run out of time")
+	}
+	eventually(t, "what the exec started is gone", func() bool { return !strings.Contains(c.exec(t, "ps"), "sleep 4813") })
+	eventually(t, "no cgroup of an exec is left", func() bool {
+		left, _ := filepath.Glob(filepath.Join(cgroupRoot, c.scope(), "exec-*"))
+		return len(left) == 0
+	})
+	c.wantNoGap(t)
+}
