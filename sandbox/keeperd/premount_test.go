@@ -122,14 +122,33 @@ func link(t *testing.T, r *keeper.StartRequest, target, name string) {
 	}
 }
 
-// TestMountsMadeBeforehandAreLibcontainers compares what a container finds when the keeper mounts beforehand with what it
-// finds when libcontainer does.
-func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
+// mountCase is a container for which the keeper and libcontainer have to agree.
+type mountCase struct {
+	name   string
+	change change
+	left   []string // what libcontainer mounts besides innerMounts
+	plain  bool     // libcontainer mounts all
+}
+
+// What libcontainer mounts in any case, only from inside the namespaces, the last by a bind; the sandbox's files; the
+// devices that every container has. inEtc is what is left where the files' names may be links in a volume.
+var (
+	innerMounts = []string{"/proc", "/sys", "/dev/mqueue", "/sys/fs/cgroup"}
+	etcFiles    = []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
+	nodes       = strings.Fields("/dev/null /dev/random /dev/full /dev/tty /dev/zero /dev/urandom")
+	inEtc       = slices.Clip(slices.Concat(etcFiles, nodes, []string{"/dev/shm"}))
+)
+
+// mountWorld is what the containers of the cases are given: directories with a file hosts, one with a link to /etc, one
+// on a mount with options; and a user namespace.
+type mountWorld struct{ dir, volume, linked, flagged, users string }
+
+func newMountWorld(t *testing.T) mountWorld {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.Chmod(dir, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	usual := usualMounts(t, dir)
 	volume := filepath.Join(dir, "volume")
 	if err := os.MkdirAll(volume+"/sub", 0o755); err != nil {
 		t.Fatal(err)
@@ -152,59 +171,46 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 	if err := os.WriteFile(flagged+"/hosts", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	users := newUserns(t)
-	add := func(mounts ...specs.Mount) func(*testing.T, *keeper.StartRequest) {
-		return func(_ *testing.T, r *keeper.StartRequest) { r.Spec.Mounts = append(r.Spec.Mounts, mounts...) }
-	}
-	// first puts mounts before the others of as many names: in the order in which a sandbox has them.
-	first := func(mounts ...specs.Mount) func(*testing.T, *keeper.StartRequest) {
-		return func(_ *testing.T, r *keeper.StartRequest) { r.Spec.Mounts = append(mounts, r.Spec.Mounts...) }
-	}
-	// replace puts mounts in the place of those at the same destination, or right after /dev.
-	replace := func(mounts ...specs.Mount) func(*testing.T, *keeper.StartRequest) {
-		return func(_ *testing.T, r *keeper.StartRequest) {
-			for _, m := range mounts {
-				r.Spec.Mounts = slices.DeleteFunc(r.Spec.Mounts, func(o specs.Mount) bool { return o.Destination == m.Destination })
-			}
-			i := slices.IndexFunc(r.Spec.Mounts, func(o specs.Mount) bool { return o.Destination == "/dev" })
-			r.Spec.Mounts = slices.Insert(r.Spec.Mounts, i+1, mounts...)
+	return mountWorld{dir: dir, volume: volume, linked: linked, flagged: flagged, users: newUserns(t)}
+}
+
+type change = func(*testing.T, *keeper.StartRequest)
+
+// add puts mounts after the others.
+func add(mounts ...specs.Mount) change {
+	return func(_ *testing.T, r *keeper.StartRequest) { r.Spec.Mounts = append(r.Spec.Mounts, mounts...) }
+}
+
+// first puts mounts before the others of as many names: in the order in which a sandbox has them.
+func first(mounts ...specs.Mount) change {
+	return func(_ *testing.T, r *keeper.StartRequest) { r.Spec.Mounts = append(mounts, r.Spec.Mounts...) }
+}
+
+// replace puts mounts in the place of those at the same destination, or right after /dev.
+func replace(mounts ...specs.Mount) change {
+	return func(_ *testing.T, r *keeper.StartRequest) {
+		for _, m := range mounts {
+			r.Spec.Mounts = slices.DeleteFunc(r.Spec.Mounts, func(o specs.Mount) bool { return o.Destination == m.Destination })
 		}
+		i := slices.IndexFunc(r.Spec.Mounts, func(o specs.Mount) bool { return o.Destination == "/dev" })
+		r.Spec.Mounts = slices.Insert(r.Spec.Mounts, i+1, mounts...)
 	}
-	mode, owner := os.FileMode(0o640), uint32(1000)
-	kernel := []string{"/proc", "/sys", "/dev/mqueue", "/sys/fs/cgroup"} // only from inside the namespaces, the last a bind
-	tree := "cgroup"
-	if cgroups.IsCgroup2UnifiedMode() {
-		kernel, tree = append(kernel, tree), ""
-	}
-	files := []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
-	nodes := strings.Fields("/dev/null /dev/random /dev/full /dev/tty /dev/zero /dev/urandom")
-	inEtc := slices.Clip(slices.Concat(files, nodes, []string{"/dev/shm"})) // the files' names may be links in a volume
-	for _, tc := range []struct {
-		name   string
-		change func(*testing.T, *keeper.StartRequest)
-		left   []string // what libcontainer mounts besides kernel
-		plain  bool     // libcontainer mounts all
-	}{
-		{name: "usual"},
-		{name: "read-only", change: func(_ *testing.T, r *keeper.StartRequest) {
-			r.Spec.Root.Readonly = true
-			for i, m := range r.Spec.Mounts {
-				if slices.Contains(files, m.Destination) {
-					r.Spec.Mounts[i].Options = append(m.Options, "ro")
-				}
-			}
-		}},
-		{name: "volumes", change: add(private(volume, "/volume"), private(volume, "/dev/volume", "ro"),
-			private(volume+"/hosts", "/dev/termination-log")), left: []string{"/volume", "/dev/volume", "/dev/termination-log"}},
+}
+
+// withVolumes have volumes and links at odd places.
+func (w mountWorld) withVolumes() []mountCase {
+	return []mountCase{
+		{name: "volumes", change: add(private(w.volume, "/volume"), private(w.volume, "/dev/volume", "ro"),
+			private(w.volume+"/hosts", "/dev/termination-log")), left: []string{"/volume", "/dev/volume", "/dev/termination-log"}},
 		{name: "volume by a link", left: []string{"/run-link/volume"}, change: func(t *testing.T, r *keeper.StartRequest) {
 			link(t, r, "/tmp", "run-link")
-			first(private(volume, "/run-link/volume"))(t, r)
+			first(private(w.volume, "/run-link/volume"))(t, r)
 		}},
-		{name: "volume at /etc", change: first(private(volume, "/etc")), left: append(inEtc, "/etc")},
+		{name: "volume at /etc", change: first(private(w.volume, "/etc")), left: append(inEtc, "/etc")},
 		{name: "volume at a link to /etc", left: append(inEtc, "/other"),
 			change: func(t *testing.T, r *keeper.StartRequest) {
 				link(t, r, "etc", "other")
-				first(private(volume, "/other"))(t, r)
+				first(private(w.volume, "/other"))(t, r)
 			}},
 		{name: "file is a link", left: []string{"/etc/resolv.conf"}, change: func(t *testing.T, r *keeper.StartRequest) {
 			link(t, r, "../tmp/resolv.conf", "etc/resolv.conf")
@@ -214,6 +220,36 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 		}},
 		{name: "/dev is a link", left: append(strings.Fields("/dev /dev/pts /dev/shm"), nodes...),
 			change: func(t *testing.T, r *keeper.StartRequest) { link(t, r, "tmp", "dev") }},
+		{name: "options of the source", change: replace(private(w.flagged, "/dev/shm"), private(w.flagged+"/hosts", "/etc/hosts", "ro"))},
+		{name: "file at /dev/shm", left: []string{"/dev/shm"}, change: replace(private(w.volume+"/hosts", "/dev/shm"))},
+		{name: "volume below /dev/shm before it", left: []string{"/link", "/dev/shm"},
+			change: func(t *testing.T, r *keeper.StartRequest) {
+				link(t, r, "dev/shm/volume", "link")
+				replace(private(w.volume, "/link"))(t, r)
+			}},
+		{name: "volume by a link in a volume", left: append(inEtc, "/volume", "/volume/link", "/dev", "/dev/pts"),
+			change: first(private(w.linked, "/volume"), private(w.volume, "/volume/link"))},
+		{name: "the host's /sys", change: replace(private("/sys", "/sys")), left: nodes},
+	}
+}
+
+// ofAllKinds differ in devices, namespaces and propagation.
+func (w mountWorld) ofAllKinds() []mountCase {
+	mode, owner := os.FileMode(0o640), uint32(1000)
+	var tree []string // of cgroups, where it is not always libcontainer's
+	if !cgroups.IsCgroup2UnifiedMode() {
+		tree = []string{"cgroup"}
+	}
+	return []mountCase{
+		{name: "usual"},
+		{name: "read-only", change: func(_ *testing.T, r *keeper.StartRequest) {
+			r.Spec.Root.Readonly = true
+			for i, m := range r.Spec.Mounts {
+				if slices.Contains(etcFiles, m.Destination) {
+					r.Spec.Mounts[i].Options = append(m.Options, "ro")
+				}
+			}
+		}},
 		{name: "devices", change: func(_ *testing.T, r *keeper.StartRequest) {
 			r.Spec.Linux.Resources.Devices[0].Allow = true
 			r.Spec.Linux.Devices = []specs.LinuxDevice{
@@ -225,21 +261,12 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 		}, left: []string{"/elsewhere/null", "/dev/shm/in"}},
 		{name: "device above a volume", left: []string{"/dev/above", "/dev/above/volume"},
 			change: func(t *testing.T, r *keeper.StartRequest) {
-				add(private(volume, "/dev/above/volume"))(t, r)
+				add(private(w.volume, "/dev/above/volume"))(t, r)
 				r.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/above", Type: "c", Major: 1, Minor: 3}}
 			}},
-		{name: "options of the source", change: replace(private(flagged, "/dev/shm"), private(flagged+"/hosts", "/etc/hosts", "ro"))},
-		{name: "file at /dev/shm", left: []string{"/dev/shm"}, change: replace(private(volume+"/hosts", "/dev/shm"))},
-		{name: "volume below /dev/shm before it", left: []string{"/link", "/dev/shm"},
-			change: func(t *testing.T, r *keeper.StartRequest) {
-				link(t, r, "dev/shm/volume", "link")
-				replace(private(volume, "/link"))(t, r)
-			}},
-		{name: "volume by a link in a volume", left: append(inEtc, "/volume", "/volume/link", "/dev", "/dev/pts"),
-			change: first(private(linked, "/volume"), private(volume, "/volume/link"))},
 		{name: "device in a volume", left: []string{"/dev/volume", "/dev/volume/null"},
 			change: func(t *testing.T, r *keeper.StartRequest) {
-				add(private(volume, "/dev/volume"))(t, r)
+				add(private(w.volume, "/dev/volume"))(t, r)
 				r.Spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/volume/null", Type: "c", Major: 1, Minor: 3}}
 			}},
 		{name: "propagation from the host", change: func(_ *testing.T, r *keeper.StartRequest) {
@@ -248,12 +275,23 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 		{name: "propagation to the host", plain: true, change: func(_ *testing.T, r *keeper.StartRequest) {
 			r.Spec.Linux.RootfsPropagation = "rshared"
 		}},
-		{name: "user namespace", plain: true, change: func(_ *testing.T, r *keeper.StartRequest) { mapped(users)(r) }},
-		{name: "the host's /sys", change: replace(private("/sys", "/sys")), left: nodes},
-		{name: "own cgroup namespace", left: strings.Fields(tree), change: func(_ *testing.T, r *keeper.StartRequest) {
+		{name: "user namespace", plain: true, change: func(_ *testing.T, r *keeper.StartRequest) { mapped(w.users)(r) }},
+		{name: "own cgroup namespace", left: tree, change: func(_ *testing.T, r *keeper.StartRequest) {
 			r.Spec.Linux.Namespaces = append(r.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 		}},
-	} {
+	}
+}
+
+// TestMountsMadeBeforehandAreLibcontainers compares what a container finds when the keeper mounts beforehand with what it
+// finds when libcontainer does.
+func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
+	w := newMountWorld(t)
+	usual := usualMounts(t, w.dir)
+	inner := innerMounts
+	if cgroups.IsCgroup2UnifiedMode() {
+		inner = append(slices.Clip(inner), "cgroup")
+	}
+	for _, tc := range slices.Concat(w.withVolumes(), w.ofAllKinds()) {
 		t.Run(tc.name, func(t *testing.T) {
 			change := func(r *keeper.StartRequest) {
 				usual(r)
@@ -269,7 +307,7 @@ func TestMountsMadeBeforehandAreLibcontainers(t *testing.T) {
 			if fast != plain {
 				t.Errorf("mounted beforehand and by libcontainer:\n%s", difference(fast, plain))
 			}
-			want := slices.Concat(kernel, tc.left)
+			want := slices.Concat(inner, tc.left)
 			if tc.plain {
 				want = all
 			}
