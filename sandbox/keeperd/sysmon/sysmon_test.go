@@ -65,8 +65,11 @@ func TestSysmonIsPatient(t *testing.T) {
 	var said string
 	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		b, err := os.ReadFile(call)
+		if os.IsNotExist(err) {
+			t.Skip("the kernel has no /proc/<pid>/syscall (CONFIG_HAVE_ARCH_TRACEHOOK)")
+		}
 		if err != nil {
-			t.Skip(err) // a kernel that does not tell
+			t.Fatal(err)
 		}
 		if said = string(b); strings.HasPrefix(said, strconv.Itoa(unix.SYS_NANOSLEEP)+" ") {
 			return
