@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -53,23 +56,51 @@ func TestWhatIsLeftIsSeen(t *testing.T) {
 	if err := os.Mkdir(cgroup, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	defer os.Remove(cgroup)
+	t.Cleanup(func() {
+		if err := os.Remove(cgroup); err != nil {
+			t.Error(err)
+		}
+	})
 	if !saw(cgroup) {
 		t.Error("a cgroup is not seen")
 	}
-	sleep := exec.Command("sleep", "600")
-	if err := sleep.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer sleep.Wait()
-	defer sleep.Process.Kill()
+	pid := startCat(t)
 	if _, err := os.Stat(filepath.Join(cgroup, "cpuset.cpus")); err == nil {
 		return // an empty one takes no process
 	}
-	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), fmt.Append(nil, sleep.Process.Pid), 0); err != nil {
+	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), fmt.Append(nil, pid), 0); err != nil {
 		t.Fatal(err)
 	}
-	if !saw(fmt.Sprintf("process %d sleep 600", sleep.Process.Pid)) {
-		t.Error("a process is not seen")
+	if left := b.left(); !slices.Contains(left, fmt.Sprintf("process %d cat - ", pid)) {
+		t.Errorf("process %d is not seen, of what is left: %q", pid, left)
 	}
+}
+
+// startCat starts "cat -" and returns its pid. When it has repeated a line it has its command line as well: os/exec is
+// done earlier, when the kernel has closed the descriptors and is still about to copy the arguments.
+func startCat(t *testing.T) int {
+	t.Helper()
+	cat := exec.Command("cat", "-")
+	in, err := cat.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cat.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cat.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		cat.Wait()
+	})
+	if _, err := io.WriteString(in, "here\n"); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatalf("cat said %q: %v", line, err)
+	}
+	return cat.Process.Pid
 }
