@@ -412,3 +412,23 @@ func TestHostLearnsNoRoutesFromSandboxes(t *testing.T) {
 	}
 	must(t, n.Detach(t.Context(), a))
 }
+
+// TestTheHostsEndHasNoLinkLocalAddress looks also at the mode, as the kernel would make the address a moment later.
+func TestTheHostsEndHasNoLinkLocalAddress(t *testing.T) {
+	needsRoot(t)
+	if _, err := readSysctl("ipv6", "conf", "all", "forwarding"); err != nil {
+		t.Skip("the kernel has no IPv6:", err)
+	}
+	n := open(t, testConfig(t))
+	a, _ := attach(t, n, "s1")
+	link, err := netlink.LinkByName(a.Link)
+	must(t, err)
+	addresses, err := netlink.AddrList(link, netlink.FAMILY_V6)
+	must(t, err)
+	mode, err := readSysctl("ipv6", "conf", a.Link, "addr_gen_mode")
+	must(t, err)
+	if len(addresses) != 0 || mode != "1" || link.Attrs().Flags&net.FlagUp == 0 {
+		t.Errorf("addresses %v, addr_gen_mode %s, flags %v", addresses, mode, link.Attrs().Flags)
+	}
+	must(t, n.Detach(t.Context(), a))
+}

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -118,10 +119,11 @@ func (w *wiring) loopback() error {
 	return w.pod.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: 1}})
 }
 
-// pair makes both ends where they belong: to move one later costs as much again.
+// pair makes both ends where they belong: to move one later costs as much again. They are down: an end that is up while
+// the other is not has the kernel go through all IPv6 routes of the host, at once when its index is asked for.
 func (w *wiring) pair() error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.HardwareAddr, attrs.Flags = w.a.Link, hostMAC, net.FlagUp
+	attrs.Name, attrs.HardwareAddr = w.a.Link, hostMAC
 	// One queue is all that a veth uses without XDP; the default, one for each CPU, makes it slow to create on large
 	// nodes.
 	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
@@ -141,17 +143,22 @@ func (w *wiring) pair() error {
 	if err != nil {
 		return err
 	}
-	return distrust(w.a.Link)
+	return w.restrain()
 }
 
-// distrust keeps the sandbox from being the host's router: without it the host would take routes from router
-// advertisements of the sandbox (CVE-2020-10749). Nothing can come before, as the sandbox's end is still down.
-func distrust(link string) error {
-	err := sysctl("0", "ipv6", "conf", link, "accept_ra")
+// restrain says what the host's end does not do of IPv6. Nothing can come before, as both ends are still down.
+func (w *wiring) restrain() error {
+	// Without it the host would take routes from router advertisements of the sandbox (CVE-2020-10749).
+	err := sysctl("0", "ipv6", "conf", w.a.Link, "accept_ra")
 	if errors.Is(err, fs.ErrNotExist) { // the kernel has no IPv6
 		return nil
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	// Nobody speaks to the end by a link-local address, and each one is three more routes of those that the kernel goes
+	// through at every change of a link.
+	return w.host.LinkSetIP6AddrGenMode(w.hostLink, nl.IN6_ADDR_GEN_MODE_NONE)
 }
 
 // podMAC is derived from the first address, as CNI plugins do it, so that it stays where the address stays.
@@ -160,12 +167,15 @@ func podMAC(a *Attachment) net.HardwareAddr {
 	return append(net.HardwareAddr{0x0a, 0x58}, ip[len(ip)-4:]...)
 }
 
-// configure gives eth0 its addresses and routes.
+// configure brings the pair up and gives eth0 its addresses and routes.
 func (w *wiring) configure() (err error) {
 	if w.podLink, err = w.pod.LinkByName(eth0); err != nil {
 		return err
 	}
 	if err := w.pod.LinkSetUp(w.podLink); err != nil {
+		return err
+	}
+	if err := w.host.LinkSetUp(w.hostLink); err != nil {
 		return err
 	}
 	index := w.podLink.Attrs().Index
