@@ -209,9 +209,12 @@ func (k *Keeper) startPlain(e *execution, req *keeper.ExecRequest, stdio []*os.F
 	if err != nil {
 		return err
 	}
-	e.reap = func() (unix.WaitStatus, error) { return waitProcess(process) }
-	if e.pid, err = process.Pid(); err != nil || tty == nil {
+	if e.pid, err = process.Pid(); err != nil {
 		return err
+	}
+	e.reap = reaper(e.pid)
+	if tty == nil {
+		return nil
 	}
 	e.master, err = tty.master()
 	return err

@@ -105,13 +105,7 @@ func (k *Keeper) startPodInit(c *container, cmd *exec.Cmd, _ *os.File) error {
 	}
 	c.pid = cmd.Process.Pid
 	k.host.own(c.pid)
-	c.reap = func() (unix.WaitStatus, error) {
-		err := cmd.Wait()
-		if cmd.ProcessState == nil {
-			return 0, err
-		}
-		return unix.WaitStatus(cmd.ProcessState.Sys().(syscall.WaitStatus)), nil
-	}
+	c.reap = reaper(c.pid)
 	return nil
 }
 
@@ -133,10 +127,7 @@ func (k *Keeper) startMappedPodInit(c *container, cmd *exec.Cmd, ready *os.File)
 	if err == nil && readErr == nil {
 		c.pid = pid
 		k.host.own(pid)
-		c.reap = func() (status unix.WaitStatus, err error) {
-			_, err = unix.Wait4(pid, &status, 0, nil)
-			return status, err
-		}
+		c.reap = reaper(pid)
 		return cmd.Wait()
 	}
 	_ = cmd.Wait()

@@ -179,12 +179,7 @@ func (k *Keeper) adoptRestored(c *container, spec *specs.Spec, config *configs.C
 	}
 	c.pid = pid
 	k.host.own(pid)
-	c.reap = func() (status unix.WaitStatus, err error) {
-		for err = unix.EINTR; err == unix.EINTR; {
-			_, err = unix.Wait4(pid, &status, 0, nil)
-		}
-		return status, err
-	}
+	c.reap = reaper(pid)
 	state, err := c.handle.State()
 	if err != nil {
 		return err

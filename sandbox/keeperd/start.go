@@ -8,7 +8,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -266,10 +265,10 @@ func (k *Keeper) run(c *container, req *keeper.StartRequest, spec *specs.Spec, c
 	if err := c.handle.Start(process); err != nil {
 		return err
 	}
-	c.reap = func() (unix.WaitStatus, error) { return waitProcess(process) }
 	if c.pid, err = process.Pid(); err != nil {
 		return err
 	}
+	c.reap = reaper(c.pid)
 	c.watch.next("open log")
 	if m, ok := k.marks.Of(c.pid); ok {
 		c.watch.divide(m)
@@ -314,15 +313,6 @@ func (k *Keeper) arm(c *container, logPath string, tty *console) error {
 	c.watch.next("write status")
 	c.status.PID, c.status.StartTime, c.status.Started = c.pid, c.startTime, time.Now()
 	return keeper.WriteStatus(c.dir, &c.status)
-}
-
-// waitProcess reaps a process that libcontainer started.
-func waitProcess(p *libcontainer.Process) (unix.WaitStatus, error) {
-	s, err := p.Wait()
-	if s == nil {
-		return 0, err
-	}
-	return unix.WaitStatus(s.Sys().(syscall.WaitStatus)), nil
 }
 
 // failStart undoes a start and records why.
