@@ -173,8 +173,11 @@ func newNode(t testing.TB) *node {
 	return n
 }
 
+// waitLimit bounds one wait or call of the tests. On the emulated machine of hack/vm a minute is not enough for a flood.
+const waitLimit = 5 * time.Minute
+
 func deadline(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -267,7 +270,7 @@ func mountsBelow(dir string) string {
 
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(waitLimit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if ok() {
 			return
 		}
@@ -414,7 +417,7 @@ func (c *container) delete() {
 	c.t.Helper()
 	// A disk that is busy may hold up what an exit writes for longer than a removal waits for the exit: it is asked for
 	// again, as a daemon does.
-	for end := time.Now().Add(time.Minute); ; {
+	for end := time.Now().Add(waitLimit); ; {
 		err := c.client.Delete(deadline(c.t), keeper.DeleteRequest{ID: c.ID, CgroupsPath: c.Spec.Linux.CgroupsPath})
 		if err == nil {
 			break

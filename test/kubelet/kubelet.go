@@ -60,8 +60,8 @@ type Kubelet struct {
 	when time.Time
 }
 
-// startTimeout is how long a kubelet may take until it answers.
-const startTimeout = 2 * time.Minute
+// startTimeout is how long a kubelet may take until it answers: on an emulated machine its Go code is slow.
+const startTimeout = 10 * time.Minute
 
 // New makes the directories and the configuration of a kubelet. It is started by Start.
 func New(opts Options) (*Kubelet, error) {
