@@ -14,15 +14,29 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
 	if len(os.Args) != 2 {
 		log.Fatal("usage: agent ADDRESS")
 	}
+	if err := holdPerf(); err != nil {
+		log.Print(err)
+	}
 	http.HandleFunc("POST /run", run)
 	http.HandleFunc("PUT /file/", put)
 	log.Fatal(http.ListenAndServe(os.Args[1], nil))
+}
+
+// holdPerf keeps the kernel from patching its scheduler for the first performance event of a task, and after the last: each
+// run of CRIU has some. QEMU 7.2 may execute the breakpoint that stands there meanwhile when it is gone again ("Oops:
+// int3" in __schedule), as it does not look whether code changes while it translates it.
+func holdPerf() error {
+	event := unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_DUMMY, Size: unix.PERF_ATTR_SIZE_VER0}
+	_, err := unix.PerfEventOpen(&event, 0, -1, -1, unix.PERF_FLAG_FD_CLOEXEC) // open for as long as the agent runs
+	return os.NewSyscallError("perf_event_open", err)
 }
 
 // run ends the script with all that it started in its session when the host hangs up.
