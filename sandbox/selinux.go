@@ -12,6 +12,9 @@ import (
 
 // releaseLevel gives back the level of a sandbox that is gone, unless another was configured to have the same.
 func (m *Manager) releaseLevel(level string) {
+	if level == "" {
+		return // without SELinux; not worth a look at all sandboxes
+	}
 	shared := slices.ContainsFunc(m.Sandboxes(), func(other *SandboxStatus) bool { return other.SELinuxLevel == level })
 	if !shared {
 		host.ReleaseLevel(level)
