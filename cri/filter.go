@@ -13,24 +13,23 @@ import (
 // A sandbox that is still being made is left out. The kubelet gives the retry of a RunPodSandbox that timed out the
 // next attempt number if it sees a sandbox, and the same one if it sees none: only the latter joins the job that runs.
 func (s *Server) listSandboxes(filter *runtime.PodSandboxFilter) ([]*runtime.PodSandbox, error) {
-	all, err := s.filterSandboxes(filter)
+	list, live, err := s.filterSandboxes(filter)
 	if err != nil {
 		return nil, err
 	}
-	items := make([]*runtime.PodSandbox, len(all))
-	for i, status := range all {
-		items[i] = sandboxItem(status)
-	}
-	return items, nil
+	return listed(&s.sandboxForms, list, live, sandboxItem), nil
 }
 
-func (s *Server) filterSandboxes(filter *runtime.PodSandboxFilter) ([]*sandbox.SandboxStatus, error) {
+// filterSandboxes returns the statuses that satisfy filter, and how many there are.
+func (s *Server) filterSandboxes(
+	filter *runtime.PodSandboxFilter,
+) (list []*sandbox.SandboxStatus, live int, err error) {
 	all := visibleSandboxes(s.runtime.Sandboxes())
 	id, ok, err := resolveID("filter.id", filter.GetId(), sandboxIDs(all))
 	if err != nil || !ok {
-		return nil, err
+		return nil, len(all), err
 	}
-	list := make([]*sandbox.SandboxStatus, 0, len(all))
+	list = make([]*sandbox.SandboxStatus, 0, len(all))
 	for _, status := range all {
 		switch {
 		case id != "" && status.ID != id:
@@ -40,39 +39,38 @@ func (s *Server) filterSandboxes(filter *runtime.PodSandboxFilter) ([]*sandbox.S
 			list = append(list, status)
 		}
 	}
-	return list, nil
+	return list, len(all), nil
 }
 
 // listContainers returns the containers that satisfy every part of filter; a nil filter is satisfied by all. A
 // container that is still being made is left out: the kubelet takes one that it finds created as one whose start
 // failed.
 func (s *Server) listContainers(filter *runtime.ContainerFilter) ([]*runtime.Container, error) {
-	all, err := s.filterContainers(filter)
+	list, live, err := s.filterContainers(filter)
 	if err != nil {
 		return nil, err
 	}
-	items := make([]*runtime.Container, len(all))
-	for i, status := range all {
-		items[i] = containerItem(status)
-	}
-	return items, nil
+	return listed(&s.containerForms, list, live, containerItem), nil
 }
 
-func (s *Server) filterContainers(filter *runtime.ContainerFilter) ([]*sandbox.ContainerStatus, error) {
+// filterContainers returns the statuses that satisfy filter, and how many there are.
+func (s *Server) filterContainers(
+	filter *runtime.ContainerFilter,
+) (list []*sandbox.ContainerStatus, live int, err error) {
 	all := visibleContainers(s.runtime.Containers())
 	id, ok, err := resolveID("filter.id", filter.GetId(), containerIDs(all))
 	if err != nil || !ok {
-		return nil, err
+		return nil, len(all), err
 	}
 	sandboxID := filter.GetPodSandboxId()
 	if sandboxID != "" {
 		ids := sandboxIDs(visibleSandboxes(s.runtime.Sandboxes()))
 		sandboxID, ok, err = resolveID("filter.pod_sandbox_id", sandboxID, ids)
 		if err != nil || !ok {
-			return nil, err
+			return nil, len(all), err
 		}
 	}
-	list := make([]*sandbox.ContainerStatus, 0, len(all))
+	list = make([]*sandbox.ContainerStatus, 0, len(all))
 	for _, status := range all {
 		switch {
 		case id != "" && status.ID != id:
@@ -83,7 +81,7 @@ func (s *Server) filterContainers(filter *runtime.ContainerFilter) ([]*sandbox.C
 			list = append(list, status)
 		}
 	}
-	return list, nil
+	return list, len(all), nil
 }
 
 // resolveID finds the one id that prefix begins or equals. An empty prefix gives an empty id, found. A prefix of

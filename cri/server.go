@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/gantry-cri/gantry/sandbox"
 	"github.com/gantry-cri/gantry/trace"
 )
 
@@ -77,6 +78,10 @@ type Server struct {
 	ready    func() error
 	trace    *trace.Log
 	info     map[string]any
+
+	// sandboxForms and containerForms are of the items of lists.
+	sandboxForms   forms[sandbox.SandboxStatus]
+	containerForms forms[sandbox.ContainerStatus]
 
 	// tokens are the requests for streams, streamBase is where their clients come.
 	tokens     streamTokens

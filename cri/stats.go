@@ -116,7 +116,7 @@ func (s *Server) StreamPodSandboxStats(
 func (s *Server) listContainerStats(
 	ctx context.Context, filter *runtime.ContainerStatsFilter,
 ) ([]*runtime.ContainerStats, error) {
-	all, err := s.filterContainers(&runtime.ContainerFilter{
+	all, _, err := s.filterContainers(&runtime.ContainerFilter{
 		Id: filter.GetId(), PodSandboxId: filter.GetPodSandboxId(), LabelSelector: filter.GetLabelSelector(),
 	})
 	if err != nil {
@@ -144,7 +144,7 @@ func (s *Server) appendContainerStats(
 func (s *Server) listSandboxStats(
 	ctx context.Context, filter *runtime.PodSandboxStatsFilter,
 ) ([]*runtime.PodSandboxStats, error) {
-	all, err := s.filterSandboxes(&runtime.PodSandboxFilter{
+	all, _, err := s.filterSandboxes(&runtime.PodSandboxFilter{
 		Id: filter.GetId(), LabelSelector: filter.GetLabelSelector(),
 	})
 	if err != nil {
