@@ -1,11 +1,15 @@
 package cri
 
 import (
+	"bytes"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/sandbox"
@@ -38,7 +42,11 @@ func (s *Server) ListMetricDescriptors(
 func (s *Server) ListPodSandboxMetrics(
 	ctx context.Context, _ *runtime.ListPodSandboxMetricsRequest,
 ) (*runtime.ListPodSandboxMetricsResponse, error) {
-	return &runtime.ListPodSandboxMetricsResponse{PodMetrics: s.listMetrics(ctx)}, nil
+	list, err := s.listMetrics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &runtime.ListPodSandboxMetricsResponse{PodMetrics: list}, nil
 }
 
 // StreamPodSandboxMetrics is ListPodSandboxMetrics in batches.
@@ -46,37 +54,43 @@ func (s *Server) StreamPodSandboxMetrics(
 	_ *runtime.StreamPodSandboxMetricsRequest,
 	stream grpc.ServerStreamingServer[runtime.StreamPodSandboxMetricsResponse],
 ) error {
-	return sendBatches(s.listMetrics(stream.Context()), func(batch []*runtime.PodSandboxMetrics) error {
+	list, err := s.listMetrics(stream.Context())
+	if err != nil {
+		return err
+	}
+	return sendBatches(list, func(batch []*runtime.PodSandboxMetrics) error {
 		return stream.Send(&runtime.StreamPodSandboxMetricsResponse{PodSandboxMetrics: batch})
 	})
 }
 
-func (s *Server) listMetrics(ctx context.Context) []*runtime.PodSandboxMetrics {
+func (s *Server) listMetrics(ctx context.Context) ([]*runtime.PodSandboxMetrics, error) {
 	containers := map[string][]*sandbox.ContainerStatus{}
 	for _, status := range s.runtime.Containers() {
 		containers[status.SandboxID] = append(containers[status.SandboxID], status)
 	}
 	var list []*runtime.PodSandboxMetrics
+	var sent sentMetrics
 	for _, status := range s.runtime.Sandboxes() {
 		sample := s.stats.Sandbox(ctx, status, stats.AnyAge)
 		if sample == nil {
 			continue
 		}
-		pod := &runtime.PodSandboxMetrics{
-			PodSandboxId: status.ID,
-			Metrics:      sandboxSubject(status, sample).metrics(),
+		pod := &runtime.PodSandboxMetrics{PodSandboxId: status.ID}
+		if err := sent.of(sandboxSubject(status, sample), pod); err != nil {
+			return nil, err
 		}
 		for _, c := range containers[status.ID] {
 			if sample := s.stats.Container(ctx, c, stats.AnyAge); sample != nil {
-				pod.ContainerMetrics = append(pod.ContainerMetrics, &runtime.ContainerMetrics{
-					ContainerId: c.ID,
-					Metrics:     containerSubject(status, c, sample).metrics(),
-				})
+				one := &runtime.ContainerMetrics{ContainerId: c.ID}
+				if err := sent.of(containerSubject(status, c, sample), one); err != nil {
+					return nil, err
+				}
+				pod.ContainerMetrics = append(pod.ContainerMetrics, one)
 			}
 		}
 		list = append(list, pod)
 	}
-	return list
+	return list, nil
 }
 
 // subject is what metrics are about.
@@ -110,21 +124,49 @@ func containerSubject(
 	}
 }
 
-// metrics gives every metric that the subject has.
-func (s *subject) metrics() []*runtime.Metric {
-	timestamp := s.Time.UnixNano()
-	list := make([]*runtime.Metric, 0, len(metrics))
+// metricsField is the number of the field metrics of PodSandboxMetrics and ContainerMetrics.
+const metricsField = 2
+
+// sentMetrics encodes metrics one by one, for lists as those of statistics are: a pod has a hundred, which are all made
+// in one message, and most of each are the labels that all of a subject have. The zero value is ready.
+type sentMetrics struct {
+	// one is a metric without the labels, which are encoded in labels.
+	one    runtime.Metric
+	value  runtime.UInt64Value
+	labels []byte
+	form   []byte
+	err    error
+}
+
+// of puts every metric that the subject has into the field metrics of m, which is for sending only.
+func (e *sentMetrics) of(s *subject, m proto.Message) error {
+	if e.labels, e.err = (proto.MarshalOptions{}).MarshalAppend(e.labels[:0], &runtime.Metric{LabelValues: s.labels}); e.err != nil {
+		return fmt.Errorf("encode labels %q: %w", s.labels, e.err)
+	}
+	e.form = e.form[:0]
+	e.one.Timestamp, e.one.Value = s.Time.UnixNano(), &e.value
 	for i := range metrics {
-		m := &metrics[i]
-		m.values(s, func(value uint64, labels ...string) {
-			values := s.labels
-			if len(labels) > 0 {
-				values = slices.Concat(s.labels, labels)
-			}
-			list = append(list, &runtime.Metric{
-				Name: m.name, Timestamp: timestamp, MetricType: m.kind, LabelValues: values, Value: number(value),
-			})
+		metric := &metrics[i]
+		e.one.Name, e.one.MetricType = metric.name, metric.kind
+		metric.values(s, func(value uint64, labels ...string) {
+			e.value.Value = value
+			e.one.LabelValues = append(e.one.LabelValues[:0], labels...)
+			e.add()
 		})
 	}
-	return list
+	m.ProtoReflect().SetUnknown(bytes.Clone(e.form))
+	return e.err
+}
+
+// add encodes the metric that one is. Labels of its own follow those that all have.
+func (e *sentMetrics) add() {
+	form := protowire.AppendTag(e.form, metricsField, protowire.BytesType)
+	form = protowire.AppendVarint(form, uint64(len(e.labels)+proto.Size(&e.one)))
+	form = append(form, e.labels...)
+	form, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(form, &e.one)
+	if err != nil {
+		e.err = fmt.Errorf("encode %s of %q: %w", e.one.Name, e.one.LabelValues, err)
+		return
+	}
+	e.form = form
 }

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/gantry-cri/gantry/sandbox/stats"
@@ -54,13 +55,57 @@ func TestMetricsFitTheirDescriptions(t *testing.T) {
 	}
 }
 
+// received are the metrics of a subject as a client has them.
+func received(t *testing.T, s *subject) []*runtime.Metric {
+	t.Helper()
+	var m runtime.ContainerMetrics
+	if err := new(sentMetrics).of(s, &m); err != nil {
+		t.Fatal(err)
+	}
+	form, err := proto.Marshal(&m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got runtime.ContainerMetrics
+	if err := proto.Unmarshal(form, &got); err != nil || len(got.ProtoReflect().GetUnknown()) > 0 {
+		t.Fatalf("%v, of unknown fields %q", err, got.ProtoReflect().GetUnknown())
+	}
+	return got.Metrics
+}
+
+// What is sent is what the table of metrics says, with every field and in its order.
+func TestMetricsAreSentAsMessages(t *testing.T) {
+	n := statsNode(t)
+	for _, sample := range []*stats.Sample{fullSample(), {}} {
+		s := sandboxSubject(n.runtime.sandboxes[0], sample)
+		var want []*runtime.Metric
+		for _, m := range metrics {
+			m.values(s, func(value uint64, labels ...string) {
+				want = append(want, &runtime.Metric{
+					Name: m.name, Timestamp: s.Time.UnixNano(), MetricType: m.kind, LabelValues: slices.Concat(s.labels, labels),
+					Value: number(value),
+				})
+			})
+		}
+		wantMessage(t, &runtime.ContainerMetrics{Metrics: received(t, s)}, &runtime.ContainerMetrics{Metrics: want})
+	}
+}
+
+func TestMetricsThatCannotBeEncodedFailTheList(t *testing.T) {
+	n := statsNode(t)
+	n.runtime.sandboxes[0].CgroupParent = "/not\xffUTF-8"
+	if resp, err := n.ListPodSandboxMetrics(testContext(t), &runtime.ListPodSandboxMetricsRequest{}); err == nil {
+		t.Errorf("got %v", resp)
+	}
+}
+
 func TestValuesOfMetrics(t *testing.T) {
 	n := statsNode(t)
 	pod, c := n.runtime.sandboxes[0], n.runtime.containers[0]
 	c.Started, c.CgroupPath = time.Unix(42, 0), "/pod/ca1"
 	c.Config.Image = &runtime.ImageSpec{Image: "sha256:1", UserSpecifiedImage: "shop/web:1"}
 	got := map[string]uint64{}
-	for _, m := range containerSubject(pod, c, fullSample()).metrics() {
+	for _, m := range received(t, containerSubject(pod, c, fullSample())) {
 		if !slices.Equal(m.LabelValues[:6], []string{"main", "/pod/ca1", "shop/web:1", "ca1", "shop", "one"}) {
 			t.Fatalf("%s has the labels %v", m.Name, m.LabelValues)
 		}
@@ -91,7 +136,7 @@ func TestValuesOfMetrics(t *testing.T) {
 func TestMetricsWithoutFiguresAreLeftOut(t *testing.T) {
 	n := statsNode(t)
 	empty := &stats.Sample{Time: time.Unix(1, 0), CPU: &stats.CPU{}, Memory: &stats.Memory{}}
-	for _, m := range sandboxSubject(n.runtime.sandboxes[0], empty).metrics() {
+	for _, m := range received(t, sandboxSubject(n.runtime.sandboxes[0], empty)) {
 		for _, prefix := range []string{
 			"container_cpu_cfs", "container_spec_cpu_quota", "container_memory_swap", "container_spec_memory_swap",
 			"container_pressure", "container_fs", "container_blkio", "container_network", "container_hugetlb", "container_threads",
@@ -101,7 +146,7 @@ func TestMetricsWithoutFiguresAreLeftOut(t *testing.T) {
 			}
 		}
 	}
-	bare := sandboxSubject(n.runtime.sandboxes[0], &stats.Sample{}).metrics()
+	bare := received(t, sandboxSubject(n.runtime.sandboxes[0], &stats.Sample{}))
 	if len(bare) != 3 {
 		t.Errorf("got %v of a sample without anything", bare)
 	}
