@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc"
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/gantry-cri/gantry/sandbox"
 	"github.com/gantry-cri/gantry/sandbox/stats"
 )
 
@@ -75,7 +74,9 @@ func (s *Server) PodSandboxStats(
 	var containers []*runtime.ContainerStats
 	for _, id := range status.Containers {
 		if c, err := s.runtime.Container(id); err == nil {
-			containers = s.appendContainerStats(ctx, containers, c, freshness)
+			if sample := s.stats.Container(ctx, c, freshness); sample != nil {
+				containers = append(containers, containerStats(c, sample))
+			}
 		}
 	}
 	sample := s.stats.Sandbox(ctx, status, freshness)
@@ -123,21 +124,14 @@ func (s *Server) listContainerStats(
 		return nil, err
 	}
 	s.stats.CatchUp(ctx)
+	var sent sent
 	list := make([]*runtime.ContainerStats, 0, len(all))
 	for _, status := range all {
-		list = s.appendContainerStats(ctx, list, status, stats.AnyAge)
+		if sample := s.stats.Container(ctx, status, stats.AnyAge); sample != nil {
+			list = append(list, sent.container(status, sample))
+		}
 	}
 	return list, ctx.Err() // who gave up gets no list that lacks some
-}
-
-// appendContainerStats adds a container's statistics, unless it does not run or died just now.
-func (s *Server) appendContainerStats(
-	ctx context.Context, list []*runtime.ContainerStats, status *sandbox.ContainerStatus, maxAge time.Duration,
-) []*runtime.ContainerStats {
-	if sample := s.stats.Container(ctx, status, maxAge); sample != nil {
-		list = append(list, sentContainer(status, sample))
-	}
-	return list
 }
 
 // listSandboxStats returns the statistics of the ready sandboxes that satisfy every part of filter.
@@ -151,14 +145,17 @@ func (s *Server) listSandboxStats(
 		return nil, err
 	}
 	s.stats.CatchUp(ctx)
-	containers := map[string][]*runtime.ContainerStats{}
+	var sent sent
+	containers := make(map[string][]*runtime.ContainerStats, len(all))
 	for _, status := range s.runtime.Containers() {
-		containers[status.SandboxID] = s.appendContainerStats(ctx, containers[status.SandboxID], status, stats.AnyAge)
+		if sample := s.stats.Container(ctx, status, stats.AnyAge); sample != nil {
+			containers[status.SandboxID] = append(containers[status.SandboxID], sent.container(status, sample))
+		}
 	}
 	list := make([]*runtime.PodSandboxStats, 0, len(all))
 	for _, status := range all {
 		if sample := s.stats.Sandbox(ctx, status, stats.AnyAge); sample != nil {
-			list = append(list, sentSandbox(status, sample, containers[status.ID]))
+			list = append(list, sent.sandbox(status, sample, containers[status.ID]))
 		}
 	}
 	return list, ctx.Err()

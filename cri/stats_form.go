@@ -13,17 +13,36 @@ import (
 // form has them where protobuf keeps those that it does not know, which it sends as they are (Protocol Buffers encoding,
 // "Unknown Fields"). So such a message is for sending only.
 
-// ContainerForm is a container's statistics in the form in which lists send them.
-func ContainerForm(status *sandbox.ContainerStatus, sample *stats.Sample) stats.Form {
-	return stats.Form{Usage: encoded(containerStats(status, sample))}
+// ContainerForm is a container's statistics in the form in which lists send them: Usage has all of it, and Subject is
+// its beginning. before is that of an earlier sample of the same status, or zero.
+func ContainerForm(status *sandbox.ContainerStatus, sample *stats.Sample, before stats.Form) stats.Form {
+	whole := containerStats(status, sample)
+	subject := before.Subject
+	if subject == nil {
+		subject = encoded(&runtime.ContainerStats{Attributes: whole.Attributes})
+	}
+	if subject == nil {
+		return stats.Form{}
+	}
+	whole.Attributes = nil
+	form := append(make([]byte, 0, len(subject)+proto.Size(whole)), subject...)
+	form, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend(form, whole)
+	if err != nil {
+		return stats.Form{}
+	}
+	return stats.Form{Subject: form[:len(subject):len(subject)], Usage: form}
 }
 
-// SandboxForm is a sandbox's statistics, without those of its containers, in the form in which lists send them.
-func SandboxForm(status *sandbox.SandboxStatus, sample *stats.Sample) stats.Form {
+// SandboxForm is a sandbox's statistics, without those of its containers, in the form in which lists send them. before is
+// like ContainerForm's.
+func SandboxForm(status *sandbox.SandboxStatus, sample *stats.Sample, before stats.Form) stats.Form {
 	whole := sandboxStats(status, sample, nil)
-	usage := whole.Linux
-	whole.Linux = nil
-	return stats.Form{Subject: encoded(whole), Usage: encoded(usage)}
+	usage, subject := whole.Linux, before.Subject
+	if subject == nil {
+		whole.Linux = nil
+		subject = encoded(whole)
+	}
+	return stats.Form{Subject: subject, Usage: encoded(usage)}
 }
 
 // encoded is nil for what cannot be encoded, such as a path that is not UTF-8; a list that has it fails.
@@ -35,23 +54,44 @@ func encoded(m proto.Message) []byte {
 	return b
 }
 
-func sentContainer(status *sandbox.ContainerStatus, sample *stats.Sample) *runtime.ContainerStats {
+// slab gives messages from arrays of some dozens, for less to allocate.
+type slab[T any] struct{ rest []T }
+
+func (s *slab[T]) next() *T {
+	if len(s.rest) == 0 {
+		s.rest = make([]T, 64)
+	}
+	m := &s.rest[0]
+	s.rest = s.rest[1:]
+	return m
+}
+
+// sent makes the messages of one list of statistics.
+type sent struct {
+	containers slab[runtime.ContainerStats]
+	sandboxes  slab[runtime.PodSandboxStats]
+	usages     slab[runtime.LinuxPodSandboxStats]
+}
+
+func (s *sent) container(status *sandbox.ContainerStatus, sample *stats.Sample) *runtime.ContainerStats {
 	if sample.Form.Usage == nil {
 		return containerStats(status, sample)
 	}
-	m := &runtime.ContainerStats{}
+	m := s.containers.next()
 	m.ProtoReflect().SetUnknown(sample.Form.Usage)
 	return m
 }
 
-func sentSandbox(
+func (s *sent) sandbox(
 	status *sandbox.SandboxStatus, sample *stats.Sample, containers []*runtime.ContainerStats,
 ) *runtime.PodSandboxStats {
 	form := sample.Form
 	if form.Usage == nil || form.Subject == nil {
 		return sandboxStats(status, sample, containers)
 	}
-	m := &runtime.PodSandboxStats{Linux: &runtime.LinuxPodSandboxStats{Containers: containers}}
+	m := s.sandboxes.next()
+	m.Linux = s.usages.next()
+	m.Linux.Containers = containers
 	m.ProtoReflect().SetUnknown(form.Subject)
 	m.Linux.ProtoReflect().SetUnknown(form.Usage)
 	return m

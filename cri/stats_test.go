@@ -256,7 +256,7 @@ func TestListsSendTheMessages(t *testing.T) {
 		if brings { // another than its own, to tell which one was sent
 			ofContainer.CPU.Usage++
 			ofPod.Processes++
-			ofContainer.Form, ofPod.Form = ContainerForm(container, ofContainer), SandboxForm(pod, ofPod)
+			ofContainer.Form, ofPod.Form = ContainerForm(container, ofContainer, stats.Form{}), SandboxForm(pod, ofPod, stats.Form{})
 		}
 		wantContainer := containerStats(container, ofContainer)
 		wantPod := sandboxStats(pod, ofPod, []*runtime.ContainerStats{wantContainer})

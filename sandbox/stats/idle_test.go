@@ -66,7 +66,7 @@ func TestARestingSamplerReadsWhatHappened(t *testing.T) {
 			n.sandboxes = []*sandbox.SandboxStatus{{ID: "pod", State: sandbox.SandboxReady, CgroupParent: "/pod/c"}}
 			s := start(Config{
 				Source: n, Images: n, Period: time.Hour,
-				ContainerForm: func(_ *sandbox.ContainerStatus, sample *Sample) Form {
+				ContainerForm: func(_ *sandbox.ContainerStatus, sample *Sample, _ Form) Form {
 					return Form{Usage: []byte(sample.Time.String())}
 				},
 			}, fakeCgroups(t, node.unified, node.files))
@@ -115,13 +115,23 @@ func TestARestingSamplerReadsWhatHappened(t *testing.T) {
 	}
 }
 
-func TestARestingSamplerReadsEverythingNowAndThen(t *testing.T) {
-	for unasked, want := range map[int]bool{
-		0: true, restAfter - 1: true, restAfter: false, restWhole - 1: false, restWhole: true, restWhole + 1: false,
-		100 * restWhole: true,
+func TestEverythingIsReadNowAndThen(t *testing.T) {
+	const period = time.Minute
+	s := &Sampler{period: period}
+	for _, test := range []struct {
+		unasked int
+		since   time.Duration
+		want    bool
+	}{
+		{0, period, true}, {0, period * 2 / 3, true}, {0, period / 3, false}, {0, 0, false},
+		{restAfter - 1, period, true}, {restAfter, period, false}, {restWhole - 1, period, false}, {restWhole, period, true},
+		{restWhole + 1, period, false}, {100 * restWhole, period, true},
 	} {
-		if wholeRound(unasked) != want {
-			t.Errorf("after %d rounds without a list everything is read: %t", unasked, !want)
+		if got := s.wholeRound(test.unasked, time.Now().Add(-test.since)); got != test.want {
+			t.Errorf("%v after everything was read, after %d rounds without a list, everything is read: %t", test.since, test.unasked, got)
 		}
+	}
+	if !s.wholeRound(0, time.Time{}) {
+		t.Error("not everything is read that never was")
 	}
 }

@@ -31,10 +31,12 @@ type Sample struct {
 	Form Form
 }
 
-func (s *Sample) fresh(maxAge time.Duration) bool { return s != nil && time.Since(s.Time) <= maxAge }
+func (s *Sample) fresh(maxAge time.Duration) bool {
+	return s != nil && (maxAge == AnyAge || time.Since(s.Time) <= maxAge)
+}
 
 // Form is a sample as it is sent in a list. It is made when the sample is taken, so that a list of thousands only has to
-// be put together. The zero value is none.
+// be put together. Subject says whose it is, and is the same for all samples of one status. The zero value is none.
 type Form struct{ Subject, Usage []byte }
 
 // CPU is the use of processors. Durations are in nanoseconds, summed over the processors.

@@ -62,9 +62,9 @@ type Config struct {
 	// Period is the time between two samples; 0 means DefaultPeriod.
 	Period time.Duration
 	// ContainerForm and SandboxForm, if not nil, make Sample.Form. They are called once for each sample, by several
-	// goroutines.
-	ContainerForm func(*sandbox.ContainerStatus, *Sample) Form
-	SandboxForm   func(*sandbox.SandboxStatus, *Sample) Form
+	// goroutines, with the form of the sample before if that was of the same status, or else the zero value.
+	ContainerForm func(*sandbox.ContainerStatus, *Sample, Form) Form
+	SandboxForm   func(*sandbox.SandboxStatus, *Sample, Form) Form
 	// CgroupRoot is where the cgroup hierarchies are mounted; "" means /sys/fs/cgroup.
 	CgroupRoot string
 }
@@ -78,8 +78,8 @@ type Sampler struct {
 	cgroups *cgroups
 	readers sync.Pool
 
-	containerForm func(*sandbox.ContainerStatus, *Sample) Form
-	sandboxForm   func(*sandbox.SandboxStatus, *Sample) Form
+	containerForm func(*sandbox.ContainerStatus, *Sample, Form) Form
+	sandboxForm   func(*sandbox.SandboxStatus, *Sample, Form) Form
 
 	// jobs are samples that somebody waits for.
 	jobs chan func()
@@ -116,6 +116,8 @@ type entry struct {
 	base *Sample
 	// of is the status, a pointer to it, that the container or sandbox had when all of it was read last.
 	of any
+	// formed is the status, a pointer to it, that the form of the last sample was made with.
+	formed any
 	// most is the largest use of huge pages by their size.
 	most map[string]uint64
 }
@@ -166,8 +168,13 @@ func (s *Sampler) Close() {
 // sampleRounds samples everything at once, a period after the last round, and soon after somebody asked.
 func (s *Sampler) sampleRounds(ctx context.Context) {
 	unasked := restAfter
+	var lastWhole time.Time
 	for ctx.Err() == nil {
-		s.sampleAll(wholeRound(unasked))
+		whole := s.wholeRound(unasked, lastWhole)
+		if whole {
+			lastWhole = time.Now()
+		}
+		s.sampleAll(whole)
 		pause := time.NewTimer(askedPause)
 		period := time.NewTimer(s.untilNext(unasked))
 		select {
@@ -199,8 +206,12 @@ func (s *Sampler) untilNext(unasked int) time.Duration {
 	return restPeriods * s.period
 }
 
-// wholeRound tells whether a round reads everything after so many for which nobody asked.
-func wholeRound(unasked int) bool { return unasked < restAfter || unasked%restWhole == 0 }
+// wholeRound tells whether a round reads everything after so many for which nobody asked. Of what has not run since,
+// everything is read at most twice per period, however often is asked: to read it twice a second took more time than the
+// lists themselves, and took it from them.
+func (s *Sampler) wholeRound(unasked int, last time.Time) bool {
+	return (unasked < restAfter || unasked%restWhole == 0) && time.Since(last) >= s.period/2
+}
 
 // sleep waits, but no longer than ctx.
 func sleep(ctx context.Context, d time.Duration) {
@@ -385,7 +396,7 @@ func (s *Sampler) sampleContainer(e *entry, st *sandbox.ContainerStatus, whole b
 	sample.Layer, sample.Files = e.layer.Load(), e.files.Load()
 	e.complete(sample)
 	if s.containerForm != nil {
-		sample.Form = s.containerForm(st, sample)
+		sample.Form = s.containerForm(st, sample, e.formOf(st))
 	}
 	e.last.Store(sample)
 	return sample
@@ -402,7 +413,7 @@ func (s *Sampler) sampleSandbox(e *entry, st *sandbox.SandboxStatus, interfaces 
 	sample.Interfaces = interfaces
 	e.complete(sample)
 	if s.sandboxForm != nil {
-		sample.Form = s.sandboxForm(st, sample)
+		sample.Form = s.sandboxForm(st, sample, e.formOf(st))
 	}
 	e.last.Store(sample)
 	return sample
@@ -422,6 +433,17 @@ func (s *Sampler) read(e *entry, of any, cgroup string, whole bool) *Sample {
 		return sample
 	}
 	return nil
+}
+
+// formOf is the form of the last sample if it was made with this status, a pointer; so is the next. The caller holds the
+// entry's token.
+func (e *entry) formOf(status any) Form {
+	same := e.formed == status
+	e.formed = status
+	if last := e.last.Load(); last != nil && same {
+		return last.Form
+	}
+	return Form{}
 }
 
 // complete adds what needs the samples before. The caller holds the entry's token.

@@ -2,9 +2,11 @@ package stats
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -232,14 +234,60 @@ func TestSamplesHaveTheirForm(t *testing.T) {
 	}
 	s := start(Config{
 		Source: n, Images: n, Period: time.Hour,
-		ContainerForm: func(st *sandbox.ContainerStatus, sample *Sample) Form { return form(st.ID, sample) },
-		SandboxForm:   func(st *sandbox.SandboxStatus, sample *Sample) Form { return form(st.ID, sample) },
+		ContainerForm: func(st *sandbox.ContainerStatus, sample *Sample, _ Form) Form { return form(st.ID, sample) },
+		SandboxForm:   func(st *sandbox.SandboxStatus, sample *Sample, _ Form) Form { return form(st.ID, sample) },
 	}, fakeCgroups(t, true, v2Files()))
 	t.Cleanup(s.Close)
 	for id, sample := range map[string]*Sample{"c": s.Container(t.Context(), c, 0), "s": s.Sandbox(t.Context(), ready, 0)} {
 		if sample == nil || string(sample.Form.Subject) != id || string(sample.Form.Usage) != sample.Time.String() {
 			t.Errorf("%s: got %+v", id, sample)
 		}
+	}
+}
+
+// A form is made with that of the sample before, unless the status is another by now.
+func TestFormsFollowOneAnother(t *testing.T) {
+	n := newFakeNode()
+	n.containers = []*sandbox.ContainerStatus{runningContainer("c", "/pod/c")}
+	n.sandboxes = []*sandbox.SandboxStatus{{ID: "pod", State: sandbox.SandboxReady, CgroupParent: "/pod/c"}}
+	type made struct {
+		status any
+		form   string
+	}
+	last, forms := map[string]made{}, 0
+	var mu sync.Mutex
+	next := func(status any, id string, before Form) Form {
+		mu.Lock()
+		defer mu.Unlock()
+		want := ""
+		if last[id].status == status {
+			want = last[id].form
+		}
+		if string(before.Usage) != want {
+			t.Errorf("%s: the form before was %q, want %q", id, before.Usage, want)
+		}
+		forms++
+		last[id] = made{status, fmt.Sprint("form ", forms)}
+		return Form{Usage: []byte(last[id].form)}
+	}
+	s := start(Config{
+		Source: n, Images: n, Period: time.Hour,
+		ContainerForm: func(st *sandbox.ContainerStatus, _ *Sample, before Form) Form { return next(st, st.ID, before) },
+		SandboxForm:   func(st *sandbox.SandboxStatus, _ *Sample, before Form) Form { return next(st, st.ID, before) },
+	}, fakeCgroups(t, true, v2Files()))
+	t.Cleanup(s.Close)
+	s.sampleAll(true)
+	s.sampleAll(false)
+	n.set(func() {
+		c, p := *n.containers[0], *n.sandboxes[0]
+		n.containers, n.sandboxes = []*sandbox.ContainerStatus{&c}, []*sandbox.SandboxStatus{&p}
+	})
+	s.sampleAll(false)
+	s.sampleAll(true)
+	mu.Lock()
+	defer mu.Unlock()
+	if forms < 8 {
+		t.Errorf("%d forms were made in four rounds", forms)
 	}
 }
 
