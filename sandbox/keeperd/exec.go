@@ -212,7 +212,7 @@ func (k *Keeper) startPlain(e *execution, req *keeper.ExecRequest, stdio []*os.F
 	if e.pid, err = process.Pid(); err != nil {
 		return err
 	}
-	e.reap = reaper(e.pid)
+	e.reap = reapByPID(e.pid)
 	if tty == nil {
 		return nil
 	}

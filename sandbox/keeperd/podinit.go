@@ -105,7 +105,7 @@ func (k *Keeper) startPodInit(c *container, cmd *exec.Cmd, _ *os.File) error {
 	}
 	c.pid = cmd.Process.Pid
 	k.host.own(c.pid)
-	c.reap = reaper(c.pid)
+	c.reap = reapByPID(c.pid)
 	return nil
 }
 
@@ -127,7 +127,7 @@ func (k *Keeper) startMappedPodInit(c *container, cmd *exec.Cmd, ready *os.File)
 	if err == nil && readErr == nil {
 		c.pid = pid
 		k.host.own(pid)
-		c.reap = reaper(pid)
+		c.reap = reapByPID(pid)
 		return cmd.Wait()
 	}
 	_ = cmd.Wait()

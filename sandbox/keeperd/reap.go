@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// reaper returns what waits for a child and reaps it, by its pid, which is the child's until then. libcontainer and
+// reapByPID returns what waits for a child and reaps it, by its pid, which is the child's until then. libcontainer and
 // os/exec can do that too, but what they have of a child keeps a descriptor open, with which every process that is
 // started begins, and libcontainer's keeps the whole configuration in memory.
-func reaper(pid int) func() (unix.WaitStatus, error) {
+func reapByPID(pid int) func() (unix.WaitStatus, error) {
 	return func() (status unix.WaitStatus, err error) {
 		for err = unix.EINTR; err == unix.EINTR; {
 			_, err = unix.Wait4(pid, &status, 0, nil)

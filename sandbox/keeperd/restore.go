@@ -179,7 +179,7 @@ func (k *Keeper) adoptRestored(c *container, spec *specs.Spec, config *configs.C
 	}
 	c.pid = pid
 	k.host.own(pid)
-	c.reap = reaper(pid)
+	c.reap = reapByPID(pid)
 	state, err := c.handle.State()
 	if err != nil {
 		return err

@@ -268,7 +268,7 @@ func (k *Keeper) run(c *container, req *keeper.StartRequest, spec *specs.Spec, c
 	if c.pid, err = process.Pid(); err != nil {
 		return err
 	}
-	c.reap = reaper(c.pid)
+	c.reap = reapByPID(c.pid)
 	c.watch.next("open log")
 	if m, ok := k.marks.Of(c.pid); ok {
 		c.watch.divide(m)
