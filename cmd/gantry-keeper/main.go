@@ -27,6 +27,7 @@ func main() {
 	readyFD := flag.Int("ready-fd", -1, "`descriptor` on which to say that the keeper listens")
 	plainExec := flag.Bool("plain-exec", false, "start every exec by libcontainer, for comparison")
 	plainMounts := flag.Bool("plain-mounts", false, "leave all mounts of a container to libcontainer, for comparison")
+	plainExits := flag.Bool("plain-exits", false, "learn exit codes as on a kernel before 6.15, for tests")
 	printVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *printVersion {
@@ -37,7 +38,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: gantry-keeper --state DIRECTORY")
 		os.Exit(2)
 	}
-	config := keeperd.Config{StateDir: *state, Build: version, PlainExec: *plainExec, PlainMounts: *plainMounts}
+	config := keeperd.Config{
+		StateDir: *state, Build: version, PlainExec: *plainExec, PlainMounts: *plainMounts, PlainExits: *plainExits,
+	}
 	if *readyFD >= 0 {
 		syscall.CloseOnExec(*readyFD)
 		config.Ready = os.NewFile(uintptr(*readyFD), "ready")

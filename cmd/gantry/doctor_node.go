@@ -113,22 +113,7 @@ func checkPidfd(works bool, release string) finding {
 	if !works {
 		return fail("pidfd", "the kernel %s has no pidfd_open (5.3), by which the keeper waits for processes", release)
 	}
-	if !atLeast(release, 6, 15) {
-		return warn("pidfd", "the kernel %s is older than 6.15: when the keeper was killed, the exit codes of the containers "+
-			"that it had are lost, and told as 255", release)
-	}
-	return ok("pidfd", "with exit codes")
-}
-
-// atLeast compares a kernel release such as "6.18.5-amd64".
-func atLeast(release string, major, minor int) bool {
-	parts := strings.FieldsFunc(release, func(r rune) bool { return r < '0' || r > '9' })
-	if len(parts) < 2 {
-		return false
-	}
-	a, errA := strconv.Atoi(parts[0])
-	b, errB := strconv.Atoi(parts[1])
-	return errA == nil && errB == nil && (a > major || a == major && b >= minor)
+	return ok("pidfd", "pidfd_open")
 }
 
 func checkUserNamespaces(limit string) finding {

@@ -23,6 +23,9 @@ const (
 // Dir returns the keeper's directory below a state directory.
 func Dir(stateDir string) string { return filepath.Join(stateDir, dirName) }
 
+// EndsFile returns where keepers and their reapers note how processes ended, below a state directory.
+func EndsFile(stateDir string) string { return filepath.Join(Dir(stateDir), "ends") }
+
 // Client speaks to the keeper of one state directory. Every call has a connection of its own, so a Client has no state,
 // is safe for concurrent use, and outlives keepers: after a respawn the next call reaches the new one.
 //

@@ -67,6 +67,8 @@ func Connect(ctx context.Context, stateDir, build string) (*Client, HelloReply, 
 
 // Spawn starts the keeper binary for stateDir in a session of its own and returns when it answers. What the keeper
 // prints is appended to logPath: never a pipe, whose end would die with this process. The keeper outlives this process.
+// What is spawned is the keeper's reaper, which lives as long as the keeper or a container of it does, and ends as the
+// keeper did.
 // Once it has begun only the deadline of ctx counts: a keeper that is killed half way leaves its mount and its cgroup,
 // so a daemon that is told to end waits until it has answered, for SpawnTimeout at most.
 //
@@ -102,7 +104,9 @@ func Spawn(ctx context.Context, binary, stateDir, logPath string) error {
 
 	cmd := exec.Command(binary, "--state", stateDir, "--ready-fd", "3")
 	cmd.Dir = "/"
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Env = []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", ReaperVariable + "=" + EndsFile(stateDir),
+	}
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.ExtraFiles = []*os.File{readyChild}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -148,6 +152,10 @@ func awaitReady(ctx context.Context, ready *os.File) error {
 	}
 	return nil
 }
+
+// ReaperVariable is the environment variable that makes the keeper's binary begin as a reaper with the keeper as its
+// child. Its value is EndsFile.
+const ReaperVariable = "_GANTRY_REAPER"
 
 // ReadyMessage is what the keeper writes to its --ready-fd when it listens.
 const ReadyMessage = "ready\n"

@@ -27,6 +27,7 @@ func (k *Keeper) adoptAll() {
 			found++
 		}
 	}
+	k.gatherReapers()
 	// The living count too: the daemon has their terminals.
 	k.settled = found == 0
 }
@@ -202,7 +203,7 @@ func (k *Keeper) attachTerminal(c *container, master *os.File) {
 func (k *Keeper) bury(c *container, pidfd *os.File) {
 	c.burial.Do(func() {
 		code := int32(noCode)
-		if status, ok := exitOf(pidfd, c.pid, c.startTime); ok {
+		if status, ok := k.exitOf(pidfd, c.pid, c.startTime); ok {
 			code = codeOf(status)
 		}
 		if r, err := k.layout.readRecord(c.id); err == nil && c.out == nil {

@@ -28,7 +28,7 @@ type state int
 const (
 	stateStarting state = iota
 	stateRunning
-	stateLost   // died while no keeper lived: its exit code is to come from the daemon's pidfd
+	stateLost   // died while no keeper lived: its exit code comes with the daemon's pidfd, or was noted
 	stateExited // its status.json is final
 )
 
@@ -152,13 +152,14 @@ const (
 // collect reaps the process and returns its exit code, or noCode.
 func (k *Keeper) collect(c *container) int32 {
 	if c.reap == nil {
-		status, ok := exitOf(c.pidfd, c.pid, c.startTime)
+		status, ok := k.exitOf(c.pidfd, c.pid, c.startTime)
 		if !ok {
-			k.log.printf("exit code of %s is not to be had: its parent was another keeper", c.id)
+			k.log.printf("exit code of %s is not to be had: its parent was another keeper, without a reaper", c.id)
 			return noCode
 		}
 		return codeOf(status)
 	}
+	k.noteEnd(c)
 	status, err := c.reap()
 	k.host.disown(c.pid)
 	if err != nil {

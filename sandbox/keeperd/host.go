@@ -129,7 +129,7 @@ func (k *Keeper) moveToOwnCgroup() (dirs []string) {
 				}
 			}
 		}
-		if err := cgroups.WriteCgroupProc(dir, os.Getpid()); err != nil {
+		if err := moveTo(dir); err != nil {
 			k.log.printf("enter own cgroup: %v", err)
 			_ = os.Remove(dir)
 			continue
@@ -178,7 +178,7 @@ func (h *host) leave() error {
 	defer h.moving.Unlock()
 	h.left = true
 	for _, dir := range h.cgroups {
-		_ = cgroups.WriteCgroupProc(filepath.Dir(dir), os.Getpid()) // if it fails so does the removal
+		_ = moveTo(filepath.Dir(dir)) // if it fails so does the removal
 	}
 	var errs []error
 	end := time.Now().Add(leavePatience)

@@ -19,6 +19,7 @@ import (
 	"github.com/gantry-cri/gantry/sandbox/keeper"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/marks"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/profiles"
+	"github.com/gantry-cri/gantry/sandbox/keeperd/reaper"
 	"github.com/gantry-cri/gantry/sandbox/keeperd/stage"
 )
 
@@ -34,6 +35,8 @@ type Config struct {
 	PlainExec bool
 	// PlainMounts leaves all mounts to libcontainer, also those that package premount can make: for comparison.
 	PlainMounts bool
+	// PlainExits learns exit codes without asking pidfds, as on a kernel before 6.15: for tests.
+	PlainExits bool
 }
 
 // Keeper is the state of the process.
@@ -49,6 +52,7 @@ type Keeper struct {
 	marks    *marks.Area // nil when there is none: then nobody knows how long the stages of an init took
 	logs     *pumpPool
 	oom      oomLedger
+	ends     *reaper.Ends
 	// launcher and programs are what execs are started with.
 	launcher *stage.Launcher
 	programs stage.Programs
@@ -89,6 +93,9 @@ func Serve(config Config) error {
 	}
 	defer lock.Close()
 	if err := os.Chdir("/"); err != nil {
+		return err
+	}
+	if k.ends, err = reaper.OpenEnds(keeper.EndsFile(config.StateDir)); err != nil {
 		return err
 	}
 	k.profiles = profiles.Open(k.log.printf)

@@ -19,6 +19,7 @@ import (
 // layout is the keeper's directory:
 //
 //	lock, keeper.sock
+//	ends             how processes ended that the keeper, or its reaper after its death, has reaped (see package reaper)
 //	cgroup           the directories of the keeper's own cgroup, one a line, for who removes it after the keeper's end
 //	lc/<id>/         libcontainer's state
 //	c/<id>/          request.json, process.json, config.json (the OCI spec: hooks look for it), stdin, stdout, stderr,
@@ -93,6 +94,7 @@ func (l layout) seclude() error {
 // release undoes what claim and seclude put on the host, at a clean end.
 func (l layout) release() error {
 	_ = os.Remove(filepath.Join(l.root, "keeper.sock"))
+	_ = os.Remove(keeper.EndsFile(filepath.Dir(l.root)))
 	if err := unix.Unmount(filepath.Join(l.root, "rootfs"), unix.MNT_DETACH); err != nil && err != unix.EINVAL {
 		return fmt.Errorf("unmount %s: %w", filepath.Join(l.root, "rootfs"), err)
 	}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
+	"github.com/gantry-cri/gantry/sandbox/keeperd/reaper"
 	machine "github.com/gantry-cri/gantry/test/e2e/node"
 )
 
@@ -143,6 +144,8 @@ type node struct {
 	client *keeper.Client
 	// program is the keeper's, binary unless set.
 	program string
+	// reapers are the parents of the keepers that there were.
+	reapers []int
 }
 
 // lookAtSources looks at what the keeper is built of. By what a test opens or looks at go test knows whether its cached
@@ -201,6 +204,20 @@ func (n *node) spawn() {
 		n.t.Fatalf("hello: %+v", hello)
 	}
 	n.client = c
+	n.reapers = append(n.reapers, parentOf(n.t, hello.PID))
+}
+
+// parentOf returns the pid of a process's parent.
+func parentOf(t testing.TB, pid int) (parent int) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Sscanf(string(b[bytes.LastIndexByte(b, ')')+1:]), " %c %d", new(rune), &parent); err != nil {
+		t.Fatal(err)
+	}
+	return parent
 }
 
 // pid returns the keeper's process id.
@@ -247,6 +264,9 @@ func (n *node) shutdown() {
 		n.t.Errorf("shutdown: %v", err)
 	}
 	n.eventually("the keeper has exited", func() bool { return unix.Kill(pid, 0) != nil })
+	for _, pid := range n.reapers {
+		n.eventually("the reapers have ended", func() bool { return nameOf(pid) != reaper.Name })
+	}
 	for _, dir := range strings.Fields(string(cgroups)) {
 		if _, err := os.Stat(dir); err == nil {
 			n.t.Errorf("cgroup %s is left", dir)
@@ -255,6 +275,12 @@ func (n *node) shutdown() {
 	if m := mountsBelow(n.dir); m != "" {
 		n.t.Errorf("mounts are left: %s", m)
 	}
+}
+
+// nameOf returns the name of a process, or nothing if there is none.
+func nameOf(pid int) string {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	return strings.TrimSpace(string(b))
 }
 
 func mountsBelow(dir string) string {

@@ -76,18 +76,26 @@ const (
 )
 
 // exitOf learns the wait status of a process that exited and is not our child: from its zombie while its parent has
-// not reaped it, then from the pidfd. pid and startTime name it. ok is false on a kernel that does not tell.
-func exitOf(pidfd *os.File, pid int, startTime uint64) (status unix.WaitStatus, ok bool) {
+// not reaped it, then from the pidfd, or by what its parent noted before. pid and startTime name it, pidfd may be nil.
+// ok is false when nobody can tell.
+func (k *Keeper) exitOf(pidfd *os.File, pid int, startTime uint64) (status unix.WaitStatus, ok bool) {
+	known := pidfd != nil && !k.config.PlainExits
 	for range 200 {
-		if s, err := readStat(pid); err == nil && s.startTime == startTime && s.state == 'Z' {
+		s, err := readStat(pid)
+		there := err == nil && s.startTime == startTime
+		if there && s.state == 'Z' {
 			return s.exitCode, true
 		}
-		if pidfd == nil {
-			return 0, false
+		if known {
+			if status, ok, known = infoExit(pidfd); ok {
+				return status, true
+			}
 		}
-		status, ok, known := infoExit(pidfd)
-		if ok || !known {
-			return status, ok
+		if !there {
+			// A parent that notes ends does so before it reaps.
+			if status, ok = k.ends.Find(pid, startTime); ok || !known {
+				return status, ok
+			}
 		}
 		time.Sleep(5 * time.Millisecond) // between zombie and reaped the kernel tells nothing
 	}

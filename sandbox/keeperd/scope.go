@@ -9,6 +9,8 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/gantry-cri/gantry/sandbox/keeperd/reaper"
 )
 
 const (
@@ -57,12 +59,20 @@ func scopeProperties() []systemd.Property {
 	return []systemd.Property{
 		systemd.PropDescription("Gantry's keeper, the parent of all containers"),
 		systemd.PropSlice("system.slice"),
-		systemd.PropPids(uint32(os.Getpid())),
+		systemd.PropPids(scopeProcesses()...),
 		property("Delegate", true),
 		property("CollectMode", "inactive-or-failed"), // a keeper that was killed leaves no failed unit
 		property("TasksMax", ^uint64(0)),
 		property("TimeoutStopUSec", uint64(scopeStopTimeout.Microseconds())),
 	}
+}
+
+func scopeProcesses() []uint32 {
+	pids := []uint32{uint32(os.Getpid())}
+	if pid := reaper.PID(); pid > 0 {
+		pids = append(pids, uint32(pid))
+	}
+	return pids
 }
 
 // systemdIsInit reports whether systemd is process 1 as this process sees it: a socket of the host's systemd that was

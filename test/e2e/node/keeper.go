@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -23,6 +24,24 @@ func (n *Node) KeeperHello() (*keeper.HelloReply, error) {
 	var reply keeper.HelloReply
 	request := keeper.HelloRequest{Protocol: keeper.ProtocolVersion, Build: "test"}
 	return &reply, n.askKeeper(keeper.VerbHello, request, &reply)
+}
+
+// ReaperOf returns the process id of a keeper's parent, which is its reaper; 0 if it has none.
+func ReaperOf(keeperPID int) int {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", keeperPID))
+	if err != nil {
+		return 0
+	}
+	_, after, _ := strings.Cut(string(status), "\nPPid:")
+	var parent int
+	if _, err := fmt.Sscan(after, &parent); err != nil {
+		return 0
+	}
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", parent))
+	if err != nil || strings.TrimSpace(string(name)) != "gantry-reaper" {
+		return 0
+	}
+	return parent
 }
 
 // keeperPatience is how long a keeper may take to exit.

@@ -38,7 +38,8 @@ var containerRule = regexp.MustCompile(`CNI-(DN-|SN-)?[0-9a-f]{21,}|-[sd] 10\.\d
 // hostPort matches an element of a map of the embedded network, such as "tcp . 8080 : 10.85.0.2 . 80".
 var hostPort = regexp.MustCompile(`\w+ \. \d+ : [0-9a-f.:]+ \. \d+`)
 
-// Footprint looks around. Allowed are the node's own daemon and keeper, and the process ids given.
+// Footprint looks around. Allowed are the node's own daemon and keeper, the process ids given, and the reapers of those
+// that are keepers.
 func (n *Node) Footprint(allowedPIDs ...int) (Footprint, error) {
 	f := make(Footprint)
 	allowed := append(allowedPIDs, 1, os.Getpid())
@@ -47,6 +48,9 @@ func (n *Node) Footprint(allowedPIDs ...int) (Footprint, error) {
 	}
 	if hello, err := n.KeeperHello(); err == nil {
 		allowed = append(allowed, hello.PID)
+	}
+	for _, pid := range allowed {
+		allowed = append(allowed, ReaperOf(pid))
 	}
 	f.addProcesses(allowed)
 	for _, add := range []func() error{f.addMounts, f.addCgroups, f.addLinks, f.addRules} {
