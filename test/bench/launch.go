@@ -113,7 +113,7 @@ func (l *launcher) startGantry(ctx context.Context, t *target, i int, bin string
 		return err
 	}
 	l.stops = append(l.stops, n.Close)
-	t.endpoint, t.names = n.Address, []string{"gantryd", "gantry-keeper", "pause"}
+	t.endpoint, t.names = n.Address, []string{"gantryd", "gantry-keeper", "gantry-reaper", "pause"}
 	t.account.cgroups = append(t.account.cgroups, filepath.Join(accounts(), "gantry-keeper-*"))
 	t.restart = func(ctx context.Context) error {
 		n.Kill()

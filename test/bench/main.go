@@ -47,7 +47,7 @@ func main() {
 	flag.StringVar(&o.endpoint, "endpoint", "", "socket of a runtime that runs, as a URL; none is started then")
 	flag.StringVar(&o.image, "image", "", "with -endpoint: image with sh, sleep, true, yes and head in it")
 	flag.StringVar(&o.parent, "cgroup-parent", "/gantry-bench", "with -endpoint: cgroup that the pods are made in")
-	flag.StringVar(&o.processes, "processes", "gantryd,gantry-keeper,pause", "with -endpoint: names of the runtime's processes")
+	flag.StringVar(&o.processes, "processes", "gantryd,gantry-keeper,gantry-reaper,pause", "with -endpoint: names of the runtime's processes")
 	flag.IntVar(&o.rounds, "rounds", 1, "how often everything is measured; the table has medians")
 	flag.IntVar(&o.sizes.pods, "pods", 32, "pods of each scenario")
 	flag.IntVar(&o.sizes.execs, "execs", 100, "execs of each scenario")

@@ -4,6 +4,8 @@ package e2e
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -78,7 +80,7 @@ func populate(t *testing.T) *population {
 	pids := processesWith(t, pop.killed.id)
 	pop.release = func() {
 		// From the host, without the runtime: by the root of a process of the pod.
-		pop.touchInShm(t)
+		touchInShm(t, processesWith(t, pop.exits.id))
 		for _, pid := range pids {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
@@ -121,10 +123,10 @@ func (pop *population) check(t *testing.T, ended bool, ip string, ids []string) 
 	wantNoGap(t, readLog(t, pop.counter.logPath), 100)
 }
 
-// touchInShm makes the file that lets container exits end.
-func (pop *population) touchInShm(t *testing.T) {
+// touchInShm makes the file that lets container exits end, by a process of its.
+func touchInShm(t *testing.T, pids []int) {
 	t.Helper()
-	for _, pid := range processesWith(t, pop.exits.id) {
+	for _, pid := range pids {
 		fd, err := syscall.Open(fmt.Sprintf("/proc/%d/root/dev/shm/release", pid), syscall.O_CREAT|syscall.O_WRONLY, 0o644)
 		if err == nil {
 			syscall.Close(fd)
@@ -204,7 +206,7 @@ func TestKeeperKilledAgainAndAgain(t *testing.T) {
 	wantNoGap(t, readLog(t, c.logPath), 1000)
 }
 
-// With both killed nobody holds what tells an exit code that is learned meanwhile; containers that live go on.
+// With both killed the keeper's reaper is left, and containers that live go on.
 func TestDaemonAndKeeperKilled(t *testing.T) {
 	pop := populate(t)
 	ip, ids, old := pop.pod.ip(t), listIDs(t), keeperPID(t, shared)
@@ -219,22 +221,70 @@ func TestDaemonAndKeeperKilled(t *testing.T) {
 }
 
 func TestContainerThatDiedWhileNobodyLooked(t *testing.T) {
-	p := runPod(t)
-	c := p.start(t, "c", "echo up; exec sleep 4717")
+	for _, tc := range []struct {
+		name   string
+		reaper bool
+		code   int32
+		reason string
+	}{
+		{"the reaper noted it", true, 137, "Error"},
+		{"not even the reaper", false, 255, "Unknown"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := runPod(t)
+			c := p.start(t, "c", "echo up; exec sleep 4717")
+			c.waitLog(t, "up")
+			pids, reaper := processesWith(t, c.id), node.ReaperOf(keeperPID(t, shared))
+			if reaper == 0 {
+				t.Fatal("the keeper has no reaper")
+			}
+			shared.Kill()
+			if !tc.reaper {
+				syscall.Kill(reaper, syscall.SIGKILL)
+				eventually(t, "the reaper is gone", func() bool { return !alive(reaper) })
+			}
+			killKeeper(t, shared)
+			for _, pid := range pids {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+			for _, pid := range pids { // a zombie would still tell its exit code
+				eventually(t, "the process is gone", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
+			}
+			restart(t)
+			s := c.waitExit(t)
+			wantEqual(t, "exit code", s.ExitCode, tc.code)
+			wantEqual(t, "reason", s.Reason, tc.reason)
+		})
+	}
+}
+
+// A node whose keepers learn exit codes as on a kernel before 6.15.
+func TestKeeperKilledOnAnOldKernel(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "old-keeper")
+	script := fmt.Sprintf("#!/bin/sh\nexec %s/gantry-keeper -plain-exits \"$@\"\n", binDir)
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n, err := newNode("old-kernel", func(o *node.Options) { o.Keeper = program })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Start(timeout(t)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	const waits = "echo up; while [ ! -e /dev/shm/release ]; do usleep 10000; done; exit 7"
+	c := runPodOn(t, n, podConfig(t, n, "")).start(t, "c", waits)
 	c.waitLog(t, "up")
-	pids := processesWith(t, c.id)
-	shared.Kill()
-	killKeeper(t, shared)
-	for _, pid := range pids {
-		syscall.Kill(pid, syscall.SIGKILL)
-	}
-	for _, pid := range pids { // a zombie would still tell its exit code
-		eventually(t, "the process is gone", func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH })
-	}
-	restart(t)
-	s := c.waitExit(t)
-	wantEqual(t, "exit code that nobody could learn", s.ExitCode, 255)
-	wantEqual(t, "reason", s.Reason, "Unknown")
+	pids, old := processesWith(t, c.id), keeperPID(t, n)
+	killKeeper(t, n)
+	touchInShm(t, pids)
+	awaitKeeper(t, n, old)
+	wantEqual(t, "exit code", c.waitExit(t).ExitCode, 7)
 }
 
 // A daemon that is killed in the middle of making pods leaves nothing that cannot be listed and removed.

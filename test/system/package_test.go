@@ -112,7 +112,9 @@ func TestContainerOutlivesTheUnit(t *testing.T) {
 	b.run("pkill", "-KILL", "-x", "gantry-keeper") // of this machine's pid namespace, where there is one
 	b.eventually("pgrep -x gantry-keeper && crictl exec " + c + " true")
 	lives("a kill of the keeper")
-	b.want("scopes of keepers", b.sh("systemctl list-units --no-legend 'gantry-keeper-*.scope' | wc -l"), "1")
+	// The reaper of the first one, which the container is a child of now, is in the second one's.
+	b.eventually("[ $(systemctl list-units --no-legend 'gantry-keeper-*.scope' | wc -l) = 1 ]")
+	b.want("reapers", b.sh("pgrep -c -x gantry-reaper"), "2")
 	b.gapless(c)
 	b.quiet()
 
@@ -177,6 +179,7 @@ func TestPackageUpgradeAndRemoval(t *testing.T) {
 	b.eventually("crictl ps -a | grep -q Exited")
 	b.quiet()
 	b.run("dpkg", "--purge", "gantry")
+	b.eventually("! pgrep gantry") // the keeper says that it ends before it does, and its reaper ends after it
 	b.want("what a purge leaves", b.sh("ls -d /etc/gantry /var/lib/gantry /run/gantry* /run/netns/gantry-* 2>/dev/null; "+
 		"grep -o '/run/gantry[^ ]*' /proc/self/mountinfo; pgrep -l gantry; true"), "")
 	b.fails("sh", "-c", "ls /etc/systemd/system/*/gantryd.service")
