@@ -81,9 +81,10 @@ func (k *Keeper) launch(
 	keeper.CloseFiles(own)
 	defer keeper.CloseFiles(sent)
 	c.handle = nil
+	status := c.status // the exit writes to it
 	k.enrol(c)
 	reply := keeper.StartReply{
-		PID: c.pid, Started: c.status.Started, User: c.status.User,
+		PID: c.pid, Started: status.Started, User: status.User,
 		Terminal: c.out.terminal() != nil, Steps: c.watch.stop(),
 	}
 	return call.Reply(reply, sent...)
