@@ -510,8 +510,9 @@ func TestRestoredContainersOfManyKinds(t *testing.T) {
 			s.Seccomp = &runtime.SecurityProfile{ProfileType: runtime.SecurityProfile_RuntimeDefault}
 			c.Linux.Resources = &runtime.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuPeriod: 100000, CpuQuota: 100000}
 			c.Mounts = []*runtime.Mount{{ContainerPath: "/data", HostPath: volume}}
-		}, check: `[ $(grep ^Seccomp: /proc/1/status | cut -f2) = 2 ] && [ $(cat /sys/fs/cgroup/memory/memory.limit_in_bytes) = 67108864 ] && ` +
-			`[ ! -s /proc/kcore ] && ! echo x 2>/dev/null >/proc/sys/kernel/hostname && cat /data/file >/dev/null && echo ok`},
+		}, check: `[ $(grep ^Seccomp: /proc/1/status | cut -f2) = 2 ] && [ ! -s /proc/kcore ] && ` +
+			`[ $(cat /sys/fs/cgroup/memory.max || cat /sys/fs/cgroup/memory/memory.limit_in_bytes) = 67108864 ] && ` +
+			`! echo x 2>/dev/null >/proc/sys/kernel/hostname && cat /data/file >/dev/null && echo ok`},
 		"another user": {container: func(c *runtime.ContainerConfig) {
 			c.Linux.SecurityContext.RunAsUser = &runtime.Int64Value{Value: 1234}
 			c.Linux.SecurityContext.RunAsGroup = &runtime.Int64Value{Value: 1235}
