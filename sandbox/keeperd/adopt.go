@@ -111,9 +111,10 @@ func (k *Keeper) adoptLive(c *container, r *record) bool {
 	if err != nil {
 		return false
 	}
-	// In this order: the pidfd is of the process that the start time then proves to be ours.
+	// In this order: the pidfd is of the process that the start time then proves to be ours. A zombie may be no more than
+	// the first thread of a process that goes on without it.
 	s, err := readStat(c.pid)
-	if err != nil || s.startTime != c.startTime || s.state == 'Z' {
+	if err != nil || s.startTime != c.startTime || hasExited(pidfd) {
 		_ = pidfd.Close()
 		return false
 	}

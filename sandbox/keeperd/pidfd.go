@@ -39,6 +39,16 @@ func awaitExit(ctx context.Context, pidfd *os.File) error {
 	return err
 }
 
+// hasExited reports whether all threads of the process have.
+func hasExited(pidfd *os.File) (exited bool) {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return false
+	}
+	_ = raw.Control(func(fd uintptr) { exited = pidfdReadable(int(fd)) })
+	return exited
+}
+
 func pidfdReadable(fd int) bool {
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	n, err := unix.Poll(poll, 0)
