@@ -156,3 +156,15 @@ func TestNumbers(t *testing.T) {
 		}
 	}
 }
+
+// A log that is written faster than it is looked at has no cost for a megabyte: a division by nothing is no JSON.
+func TestAWholeLogHasNoCost(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(path, make([]byte, 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	figures, err := new(target).logCost(t.Context(), path, 1000)
+	if err != nil || len(figures) > 0 {
+		t.Errorf("got %v, %v", figures, err)
+	}
+}

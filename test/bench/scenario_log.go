@@ -25,7 +25,7 @@ func logScenario(ctx context.Context, t *target, size int) (figures []Figure, er
 			err = errors.Join(err, os.RemoveAll(filepath.Dir(p.logPath)))
 		}
 	}()
-	var own float64
+	var own []Figure
 	used, err := t.account.measure(func() (err error) {
 		p, err = t.startPod(ctx, podOptions{host: true, log: true, command: []string{"sh", "-c", script}}, &steps{})
 		if err != nil {
@@ -44,30 +44,34 @@ func logScenario(ctx context.Context, t *target, size int) (figures []Figure, er
 		return nil, err
 	}
 	mb := float64(written) / 1e6
-	return []Figure{
+	return append([]Figure{
 		{"log: written", mb / used.wall.Seconds(), "MB/s"},
 		{"log: CPU of the runtime and the container", milliseconds(used.cpu) / mb, "CPU-ms/MB"},
-		{"log: CPU of the runtime's processes", own, "CPU-ms/MB"},
-	}, nil
+	}, own...), nil
 }
 
 // logCost is what the runtime's processes take for a megabyte of the log, between an eighth and seven eighths of it: the
-// writer's own time, which is most of that of its cgroup, is not in it.
-func (t *target) logCost(ctx context.Context, path string, size int64) (float64, error) {
+// writer's own time, which is most of that of its cgroup, is not in it. There is no figure of a log that was whole at the
+// first look.
+func (t *target) logCost(ctx context.Context, path string, size int64) ([]Figure, error) {
 	begin, err := logSize(ctx, path, size/8)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	cpu, err := cpuOfProcesses(t.names)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	end, err := logSize(ctx, path, size*7/8)
-	if err != nil {
-		return 0, err
+	if err != nil || end == begin {
+		return nil, err
 	}
 	after, err := cpuOfProcesses(t.names)
-	return milliseconds(after-cpu) / (float64(end-begin) / 1e6), err
+	if err != nil {
+		return nil, err
+	}
+	mb := float64(end-begin) / 1e6
+	return []Figure{{"log: CPU of the runtime's processes", milliseconds(after-cpu) / mb, "CPU-ms/MB"}}, nil
 }
 
 func (t *target) waitExit(ctx context.Context, p pod) error {
