@@ -178,7 +178,7 @@ func (h *host) leave() error {
 	defer h.moving.Unlock()
 	h.left = true
 	for _, dir := range h.cgroups {
-		_ = moveTo(filepath.Dir(dir)) // if it fails so does the removal
+		_ = vacate(dir) // if it fails so does the removal
 	}
 	var errs []error
 	end := time.Now().Add(leavePatience)

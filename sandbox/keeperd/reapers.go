@@ -2,6 +2,7 @@ package keeperd
 
 import (
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -18,6 +19,23 @@ func moveTo(dir string) error {
 	return cgroups.WriteCgroupProc(dir, os.Getpid())
 }
 
+// vacate moves the process and all reapers in a cgroup to the one above it. A reaper of a keeper before this one lives as
+// long as what was started in a container and has left its cgroups.
+func vacate(dir string) error {
+	pids, _ := cgroups.GetPids(dir) // at least the process itself is to be moved
+	for _, pid := range pids {
+		if isReaper(pid) {
+			_ = cgroups.WriteCgroupProc(filepath.Dir(dir), pid)
+		}
+	}
+	return moveTo(filepath.Dir(dir))
+}
+
+func isReaper(pid int) bool {
+	name, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
+	return err == nil && strings.TrimSpace(string(name)) == reaper.Name
+}
+
 // gatherReapers moves the reapers of keepers that died, which are the parents of what was adopted, to the keeper's
 // cgroup. Else systemd would keep the scope of each dead keeper.
 func (k *Keeper) gatherReapers() {
@@ -28,8 +46,7 @@ func (k *Keeper) gatherReapers() {
 		}
 	}
 	for pid := range parents {
-		name, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/comm")
-		if err != nil || strings.TrimSpace(string(name)) != reaper.Name {
+		if !isReaper(pid) {
 			continue
 		}
 		for _, dir := range k.host.cgroups {

@@ -3,8 +3,10 @@ package keeperd_test
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 
+	"github.com/opencontainers/cgroups"
 	"golang.org/x/sys/unix"
 
 	"github.com/gantry-cri/gantry/sandbox/keeper"
@@ -76,6 +78,52 @@ func TestReaperIsKilled(t *testing.T) {
 		t.Errorf("status %+v", s)
 	}
 	c.delete()
+}
+
+// What has left its container's cgroups outlives it, and so does the reaper that it became a child of.
+func TestReaperThatLivesOnIsInNobodysWay(t *testing.T) {
+	n := newNode(t)
+	c := n.run(sharedPID, "sh", "-c", "(sleep 1000 &); sleep 1000")
+	keeperPID, stray := n.pid(), 0
+	n.eventually("the keeper has an orphan", func() bool {
+		for _, pid := range c.processes() {
+			// The shell between ends before the orphan is the keeper's.
+			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && pid != c.pid &&
+				strings.Contains(string(b), fmt.Sprintf("(sleep) S %d ", keeperPID)) {
+				stray = pid
+			}
+		}
+		return stray > 0
+	})
+	for _, dir := range c.cgroups() {
+		if err := cgroups.WriteCgroupProc(strings.TrimSuffix(dir, parent+"/"+c.ID), stray); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.crash()
+	n.respawn(c)
+	c.delete()
+	pid := n.pid()
+	own, err := os.ReadFile(keeper.Dir(n.dir) + "/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.client.Shutdown(deadline(t)); err != nil {
+		t.Errorf("shutdown: %v", err)
+	}
+	n.eventually("the keeper has exited", func() bool { return unix.Kill(pid, 0) != nil })
+	for _, dir := range strings.Fields(string(own)) {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("cgroup %s is left", dir)
+		}
+	}
+	if name := nameOf(n.reapers[0]); name != reaper.Name || parentOf(t, stray) != n.reapers[0] {
+		t.Errorf("the parent of what is left is %q", name)
+	}
+	if err := unix.Kill(stray, unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	n.spawn()
 }
 
 // The keeper reaps, and is killed while it waits for the rest of the output.
